@@ -1,0 +1,131 @@
+"""Model files: safetensors with the architecture as JSON metadata. Nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpubp.backend import Device, to_host
+from gpubp.errors import GpubpError, ModelFileError
+from gpubp.files import write_atomically
+from gpubp.layers.base import layer_from_config
+from gpubp.losses.base import loss_by_name
+from gpubp.network import Network
+
+FORMAT, VERSION = "gpubp", 1
+
+
+def save(network: Network, path: str | Path, *, metadata: dict[str, Any] | None = None) -> None:
+    """Write a network to a file: its architecture, parameters and constants.
+
+    The file is complete or not there: on a failure (a full disk) the file that was there before stays.
+
+    Args:
+        network: The network.
+        path: The file, by custom with the ending ``.safetensors``.
+        metadata: Plain JSON to keep with it; `load_metadata` gives it back.
+
+    Raises:
+        GpubpError: The file can't be written.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    architecture = {
+        "version": VERSION,
+        "layers": [{"name": type(layer).__name__, "config": layer.config()} for layer in network.layers],
+        "loss": {"name": network.loss.name, "config": network.loss.config()},
+        "dtype": str(network.dtype),
+        "members": network.members,
+        "l2": network.l2,
+    }
+    tensors = {name: np.ascontiguousarray(to_host(array)) for name, array in network.parameters.items()}
+    for position, layer in enumerate(network.layers):
+        for name, array in layer.constants.items():
+            tensors[f"{position}.{name}"] = np.ascontiguousarray(to_host(array))
+    texts = {"format": FORMAT, "architecture": json.dumps(architecture), "metadata": json.dumps(metadata or {})}
+    write_atomically(Path(path), to_bytes(tensors, metadata=texts))
+
+
+def load(path: str | Path, *, device: str | Device = "auto") -> Network:
+    """Read a network from a file that `save` wrote.
+
+    Raises:
+        ModelFileError: The file is missing, damaged, or no gpubp model.
+        DeviceError: The device can't be used.
+    """
+    tensors, texts = _read(Path(path))
+    try:
+        architecture = json.loads(texts["architecture"])
+        if architecture["version"] != VERSION:
+            raise ModelFileError(
+                f"{path} is of format version {architecture['version']}, this gpubp reads {VERSION}: update gpubp"
+            )
+        layers = [layer_from_config(entry["name"], entry["config"]) for entry in architecture["layers"]]
+        network = Network(
+            layers,
+            loss_by_name(architecture["loss"]["name"], architecture["loss"]["config"]),
+            dtype=architecture["dtype"],
+            device=device,
+            members=architecture["members"],
+            l2=architecture["l2"],
+        )
+    except ModelFileError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: its architecture can't be read ({error})") from error
+    with network.device.activate():
+        _fill(network, tensors, Path(path))
+    return network
+
+
+def _fill(network: Network, tensors: dict[str, Any], path: Path) -> None:
+    """Put the file's arrays into a network; every one must have its place, and every parameter its array."""
+    xp = network.device.module
+    for name, view in network.parameters.items():
+        if name not in tensors:
+            raise ModelFileError(f"{path}: the parameter {name} is missing")
+        array = tensors.pop(name)
+        if array.shape != view.shape:
+            raise ModelFileError(f"{path}: the parameter {name} has shape {array.shape}, its layer wants {view.shape}")
+        view[...] = xp.asarray(array.astype(network.dtype, copy=False))
+    for key, array in tensors.items():
+        position, _, name = key.partition(".")
+        if not position.isdecimal() or int(position) >= len(network.layers):
+            raise ModelFileError(f"{path}: the array {key!r} belongs to no layer")
+        network.layers[int(position)].constants[name] = xp.asarray(array.astype(network.dtype, copy=False))
+
+
+def load_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata that was given to `save`.
+
+    Raises:
+        ModelFileError: The file is missing, damaged, or no gpubp model.
+    """
+    _, texts = _read(Path(path))
+    try:
+        metadata: dict[str, Any] = json.loads(texts["metadata"])
+    except (KeyError, ValueError) as error:
+        raise ModelFileError(f"{path}: its metadata can't be read ({error})") from error
+    return metadata
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """All arrays and all texts of a model file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            texts = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path}: there is no such file") from error
+    except SafetensorError as error:
+        raise ModelFileError(f"{path} is not a complete safetensors file ({error}): train and save it again") from error
+    except OSError as error:
+        raise GpubpError(f"can't read {path}: {error.strerror or error}") from error
+    if texts.get("format") != FORMAT:
+        raise ModelFileError(f"{path} is a safetensors file, but not a model that gpubp saved")
+    return tensors, texts

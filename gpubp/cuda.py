@@ -1,0 +1,105 @@
+"""Finds, compiles and launches the CUDA kernels of ``kernels/``.
+
+Nothing is compiled, and CuPy is not imported, before a kernel is first launched. The ``.cuh`` headers are put into
+the source text before it is compiled: the disk cache of compiled kernels looks at the text alone, and would miss a
+change in a header that the compiler reads from a path.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gpubp.backend import Device
+from gpubp.errors import DeviceError
+
+OPTIONS = ("--std=c++17",)
+
+_INCLUDE = re.compile(r'^[ \t]*#include "([^"]+)".*\n?', re.MULTILINE)
+_PRAGMA_ONCE = re.compile(r"^[ \t]*#pragma once.*\n?", re.MULTILINE)
+
+
+def kernel_directory() -> Path:
+    """Where the kernel sources are: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    packaged = package / "kernels"
+    return packaged if packaged.is_dir() else package.parent / "kernels"
+
+
+def source(stem: str) -> str:
+    """The text of ``kernels/<stem>.cu`` with each header that it includes put in its place, once.
+
+    Raises:
+        DeviceError: A source file is missing.
+    """
+    included: set[str] = set()
+
+    def inlined(name: str) -> str:
+        if name in included:
+            return ""
+        included.add(name)
+        return _INCLUDE.sub(lambda match: inlined(match[1]), _PRAGMA_ONCE.sub("", _read(name)))
+
+    return inlined(f"{stem}.cu")
+
+
+def _read(name: str) -> str:
+    path = kernel_directory() / name
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DeviceError(
+            f"the CUDA source {name} is missing from {path.parent}: this installation of gpubp is incomplete. "
+            "Reinstall it with pip install --force-reinstall gpubp, or use device='cpu'"
+        ) from error
+
+
+def launch(
+    stem: str, kernel: str, grid: tuple[int, int, int], block: tuple[int, int], arguments: Sequence[Any]
+) -> None:
+    """Launch a kernel on the current CuPy stream.
+
+    Args:
+        stem: The source file, without ``.cu``.
+        kernel: The kernel as C++ names it, template arguments included: ``"sum_partials<float>"``.
+        grid: Blocks along x, y and z.
+        block: Threads of a block along x and y.
+        arguments: CuPy arrays for pointers, 0 for a null pointer, int for a 64-bit integer, NumPy scalars for the rest.
+
+    Raises:
+        DeviceError: The source is missing, or the kernel does not compile.
+    """
+    function(stem, kernel)(grid, (*block, 1), tuple(arguments))
+
+
+def function(stem: str, kernel: str) -> Any:
+    """The compiled kernel, as ``cupy.RawModule.get_function`` returns it; compiled once per device.
+
+    Raises:
+        DeviceError: The source is missing, or the kernel does not compile.
+    """
+    cupy = _cupy()
+    return _compiled(cupy.cuda.runtime.getDevice(), stem, kernel)
+
+
+@functools.cache
+def _compiled(device: int, stem: str, kernel: str) -> Any:
+    cupy = _cupy()
+    module = cupy.RawModule(code=source(stem), options=OPTIONS, name_expressions=(kernel,))
+    try:
+        return module.get_function(kernel)
+    except cupy.cuda.compiler.CompileException as error:
+        raise DeviceError(f"kernel {kernel} of {stem}.cu does not compile on cuda:{device}: {error}") from error
+
+
+def clear_cache() -> None:
+    """Forget the compiled kernels; for tests that change the sources or the device."""
+    _compiled.cache_clear()
+
+
+def _cupy() -> ModuleType:
+    return Device("cuda").module

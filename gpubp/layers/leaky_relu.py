@@ -1,0 +1,52 @@
+"""The leaky rectified linear unit."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from gpubp.backend import Array
+from gpubp.errors import SettingError
+from gpubp.layers.base import Activation, Layer
+from gpubp.rules import Rule
+
+
+class LeakyReLU(Activation):
+    """``Y = X where X > 0, else slope * X``, elementwise; at the kink X = 0 the derivative is the slope.
+
+    Args:
+        slope: The slope below zero, at least 0 (so that Y has the sign of X) and at most 1.
+
+    Raises:
+        SettingError: The slope is outside that range.
+    """
+
+    functor = "LeakyReLU"
+    rules = (
+        Rule(
+            "dL_dX",
+            "dL_dY * (slope + (1 - slope) * (Y > 0))",
+            "dL_dX[n,j] = dL_dY[n,j] * (slope + (1 - slope) * (Y[n,j] > 0))",
+            "X[n,j] feeds Y[n,j] alone, with slope 1 above zero and `slope` below; Y has the sign of X and says which",
+        ),
+    )
+
+    def __init__(self, slope: float = 0.01) -> None:
+        super().__init__()
+        if not 0 <= slope <= 1:
+            raise SettingError(f"LeakyReLU: slope={slope} is outside 0 to 1")
+        self.slope = self.parameter = float(slope)
+
+    @classmethod
+    def examples(cls) -> list[tuple[Layer, int]]:
+        """Usual slopes, and the two ends of the range."""
+        return [(cls(), 3), (cls(0.3), 3), (cls(0.0), 3), (cls(1.0), 3)]
+
+    def evaluate(self, xp: ModuleType, X: Array, out: Array, scratch: Array) -> None:
+        """``out = max(X, slope * X)``, which is the definition as long as the slope is at most 1."""
+        xp.multiply(X, self.slope, out=scratch)
+        xp.maximum(X, scratch, out=out)
+
+    def derivative(self, xp: ModuleType, saved: Array, out: Array) -> None:
+        """``out = 1 where Y > 0, else slope``."""
+        xp.greater(saved, 0, out=out)
+        xp.maximum(out, self.slope, out=out)

@@ -1,0 +1,77 @@
+"""The flat buffers: all parameters of a network in one array, all gradients in another, and views for the layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpubp.backend import Array, Device
+from gpubp.layers.base import Layer
+
+
+class FlatParameters:
+    """Parameters and gradients of some layers, each one buffer that the layers hold views of.
+
+    Within a row all decayed parameters (weights) come first, then the rest (biases), so that an L2 penalty concerns
+    the first `decayed` columns alone.
+
+    Args:
+        layers: The layers to bind; their `parameters` and `gradients` are set to views.
+        dtype: float32 or float64.
+        device: Where the buffers live.
+        members: None for a single network, E for a stack.
+        rng: Where initial values are drawn from. Member e of a stack draws from the e-th generator spawned from it.
+
+    Attributes:
+        theta: (P,), or (E, P) with one member a row.
+        dL_dtheta: The same shape.
+        decayed: How many leading columns are decayed.
+        parameters: ``"0.W"`` and so on, position in `layers` and name, to a view of theta.
+        gradients: The same names, to a view of dL_dtheta.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], dtype: Any, device: Device, members: int | None, rng: np.random.Generator
+    ) -> None:
+        declared = [
+            (layer, position, name, parameter)
+            for position, layer in enumerate(layers)
+            for name, parameter in layer.declare().items()
+        ]
+        lead = () if members is None else (members,)
+        generators = [rng] if members is None else rng.spawn(members)
+        size = sum(math.prod(parameter.shape) for *_, parameter in declared)
+        self.decayed = sum(math.prod(parameter.shape) for *_, parameter in declared if parameter.decayed)
+        initial = np.zeros((*lead, size), dtype)
+        with device.activate():
+            self.dL_dtheta = device.module.zeros((*lead, size), dtype)
+        ordered = sorted(declared, key=lambda entry: not entry[3].decayed)  # stable: layer order within each half
+        slices: dict[tuple[int, str], slice] = {}
+        for _, position, name, parameter in ordered:
+            start = max((part.stop for part in slices.values()), default=0)
+            slices[position, name] = slice(start, start + math.prod(parameter.shape))
+        for row, generator in zip(initial.reshape(len(generators), size), generators, strict=True):
+            for _, position, name, parameter in declared:
+                row[slices[position, name]] = parameter.draw(generator).ravel()
+        with device.activate():
+            self.theta = device.module.asarray(initial)
+        self.parameters = self._views(self.theta, declared, slices, "parameters")
+        self.gradients = self._views(self.dL_dtheta, declared, slices, "gradients")
+        self._declared, self._slices = declared, slices
+
+    def named_views(self, flat: Array) -> dict[str, Array]:
+        """Views of another buffer of theta's shape, under the parameters' names."""
+        return self._views(flat, self._declared, self._slices, None)
+
+    @staticmethod
+    def _views(flat: Array, declared: Any, slices: Any, attribute: str | None) -> dict[str, Array]:
+        views = {}
+        for layer, position, name, parameter in declared:
+            view = flat[..., slices[position, name]].reshape(flat.shape[:-1] + parameter.shape)
+            views[f"{position}.{name}"] = view
+            if attribute is not None:
+                getattr(layer, attribute)[name] = view
+        return views

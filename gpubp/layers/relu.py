@@ -1,0 +1,31 @@
+"""The rectified linear unit."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from gpubp.backend import Array
+from gpubp.layers.base import Activation
+from gpubp.rules import Rule
+
+
+class ReLU(Activation):
+    """``Y = max(X, 0)``, elementwise; at the kink X = 0 the derivative is taken as 0."""
+
+    functor = "ReLU"
+    rules = (
+        Rule(
+            "dL_dX",
+            "dL_dY * (Y > 0)",
+            "dL_dX[n,j] = dL_dY[n,j] * (Y[n,j] > 0)",
+            "X[n,j] feeds Y[n,j] alone, with slope 1 where it passes and 0 where it is cut off; Y > 0 says which",
+        ),
+    )
+
+    def evaluate(self, xp: ModuleType, X: Array, out: Array, scratch: Array) -> None:
+        """``out = max(X, 0)``."""
+        xp.maximum(X, 0, out=out)
+
+    def derivative(self, xp: ModuleType, saved: Array, out: Array) -> None:
+        """``out = 1 where Y > 0, else 0``."""
+        xp.sign(saved, out=out)  # Y is never negative

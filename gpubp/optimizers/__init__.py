@@ -1,0 +1,1 @@
+"""Optimizers: one file each, over the flat parameter buffer."""

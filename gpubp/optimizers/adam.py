@@ -1,0 +1,64 @@
+"""Adam."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+from gpubp.backend import Array
+from gpubp.errors import SettingError
+from gpubp.optimizers.base import Optimizer, require_fraction
+
+
+class Adam(Optimizer):
+    """``theta -= learning_rate * M_hat / (sqrt(V_hat) + epsilon)``, with bias-corrected running moments.
+
+    ``M = beta1 M + (1 - beta1) dL_dtheta`` and ``V = beta2 V + (1 - beta2) dL_dtheta^2``; at step t,
+    ``M_hat = M / (1 - beta1^t)`` and ``V_hat = V / (1 - beta2^t)``. Source: Kingma and Ba, "Adam: a method for
+    stochastic optimization" (2015), algorithm 1.
+
+    Args:
+        learning_rate: Positive; a sequence of E numbers gives each member of a stack its own.
+        beta1: Decay of the first moment, at least 0 and below 1.
+        beta2: Decay of the second moment, at least 0 and below 1.
+        epsilon: Positive.
+
+    Raises:
+        SettingError: A setting is outside its range.
+    """
+
+    state_names = ("M", "V")
+
+    def __init__(
+        self, learning_rate: Any = 1e-3, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
+    ) -> None:
+        super().__init__(learning_rate)
+        self.beta1 = require_fraction(self, "beta1", beta1)
+        self.beta2 = require_fraction(self, "beta2", beta2)
+        if not 0 < epsilon < math.inf:
+            raise SettingError(f"Adam: epsilon={epsilon!r} is not a positive finite number")
+        self.epsilon = float(epsilon)
+        self._begin(1)
+
+    def _begin(self, step: int) -> None:
+        self._correction1 = 1 - self.beta1**step
+        self._correction2 = math.sqrt(1 - self.beta2**step)
+
+    def _update(self, xp: ModuleType, rate: Any, theta: Array, dL_dtheta: Array, *state_and_scratch: Array) -> None:
+        M, V, scratch = state_and_scratch
+        xp.multiply(M, self.beta1, out=M)
+        xp.multiply(dL_dtheta, 1 - self.beta1, out=scratch)
+        xp.add(M, scratch, out=M)
+
+        xp.multiply(V, self.beta2, out=V)
+        xp.multiply(dL_dtheta, dL_dtheta, out=scratch)
+        xp.multiply(scratch, 1 - self.beta2, out=scratch)
+        xp.add(V, scratch, out=V)
+
+        xp.sqrt(V, out=scratch)
+        xp.divide(scratch, self._correction2, out=scratch)
+        xp.add(scratch, self.epsilon, out=scratch)
+        xp.divide(M, scratch, out=scratch)
+        xp.multiply(scratch, rate / self._correction1, out=scratch)
+        xp.subtract(theta, scratch, out=theta)

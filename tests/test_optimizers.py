@@ -1,0 +1,155 @@
+"""Optimizers against loops over single numbers, written from the papers' recurrences."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import gpubp
+from gpubp.errors import SettingError, ShapeError
+from gpubp.optimizers.base import Optimizer
+
+
+def sgd_loop(theta, gradients, rate, momentum=0.0, nesterov=False):
+    v = 0.0
+    for g in gradients:
+        v = momentum * v + g
+        theta -= rate * (g + momentum * v if nesterov else v)
+    return theta
+
+
+def adam_loop(theta, gradients, rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
+    m = v = 0.0
+    for t, g in enumerate(gradients, start=1):
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g * g
+        theta -= rate * (m / (1 - beta1**t)) / (math.sqrt(v / (1 - beta2**t)) + epsilon)
+    return theta
+
+
+CASES = [
+    (lambda rate: gpubp.SGD(rate), sgd_loop, {}),
+    (lambda rate: gpubp.SGD(rate, momentum=0.9), sgd_loop, {"momentum": 0.9}),
+    (lambda rate: gpubp.SGD(rate, momentum=0.8, nesterov=True), sgd_loop, {"momentum": 0.8, "nesterov": True}),
+    (lambda rate: gpubp.Adam(rate), adam_loop, {}),
+    (lambda rate: gpubp.Adam(rate, 0.8, 0.95, 1e-3), adam_loop, {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3}),
+]
+
+
+@pytest.mark.parametrize(("make", "loop", "settings"), CASES)
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (3, 5), (2, 20000), (20001,), (40000, 1)])
+def test_twenty_updates_equal_the_loop_over_single_numbers(make, loop, settings, shape):
+    rng = np.random.default_rng(0)
+    theta = rng.normal(size=shape)
+    start, gradient, optimizer = theta.copy(), np.empty(shape), make(0.05)
+    gradients = rng.normal(size=(20, *shape))
+    for step in gradients:
+        gradient[...] = step
+        optimizer.update(theta, gradient)
+        np.testing.assert_array_equal(gradient, step)
+    for place in [0, theta.size // 2, theta.size - 1]:
+        expected = loop(start.flat[place], gradients.reshape(20, -1)[:, place], 0.05, **settings)
+        assert theta.flat[place] == pytest.approx(expected, abs=1e-13)
+    assert optimizer.steps == 20
+
+
+@pytest.mark.parametrize(("make", "loop", "settings"), CASES)
+@pytest.mark.parametrize("columns", [1, 3, 20000])
+def test_each_member_may_have_its_own_learning_rate(make, loop, settings, columns):
+    rng = np.random.default_rng(0)
+    theta, gradient = rng.normal(size=(3, columns)), rng.normal(size=(3, columns))
+    start, rates = theta.copy(), [0.1, 0.01, 0.3]
+    optimizer = make(rates)
+    for _ in range(3):
+        optimizer.update(theta, gradient)
+    for e, rate in enumerate(rates):
+        expected = loop(start[e, -1], [gradient[e, -1]] * 3, rate, **settings)
+        assert theta[e, -1] == pytest.approx(expected, abs=1e-14)
+
+
+@pytest.mark.parametrize(("make", "loop", "settings"), CASES)
+def test_tiles_do_not_show(make, loop, settings, monkeypatch):
+    def run():
+        theta, gradient = (np.random.default_rng(seed).normal(size=(3, 50)) for seed in (0, 1))
+        optimizer = make(0.1)
+        for _ in range(3):
+            optimizer.update(theta, gradient)
+        return theta
+
+    whole = run()
+    monkeypatch.setattr("gpubp.ops.tiles.TILE_ELEMENTS", 16)
+    np.testing.assert_array_equal(run(), whole)
+
+
+@pytest.mark.parametrize(("make", "loop", "settings"), CASES)
+def test_float32_stays_float32(make, loop, settings):
+    theta, gradient = np.ones(5, "float32"), np.ones(5, "float32")
+    optimizer = make(0.1)
+    optimizer.update(theta, gradient)
+    assert {array.dtype for array in (theta, *optimizer.state.values())} == {np.dtype("float32")}
+
+
+def test_a_snapshot_brings_everything_back():
+    theta, gradient = np.ones(5), np.ones(5)
+    optimizer = gpubp.Adam(0.1)
+    empty = optimizer.snapshot()
+    optimizer.update(theta, gradient)
+    after_one, kept = theta.copy(), optimizer.snapshot()
+    optimizer.update(theta, gradient)
+    after_two = theta.copy()
+    theta[...] = after_one
+    optimizer.restore(kept)
+    optimizer.update(theta, gradient)
+    np.testing.assert_array_equal(theta, after_two)
+    theta[...] = 1
+    optimizer.restore(empty)
+    optimizer.update(theta, gradient)
+    np.testing.assert_array_equal(theta, after_one)
+
+
+def test_an_optimizer_stays_with_its_network_until_it_is_reset():
+    optimizer = gpubp.SGD(0.1, momentum=0.9)
+    first, second, gradient = np.ones(3), np.ones(3), np.ones(3)
+    optimizer.update(first, gradient)
+    with pytest.raises(ShapeError, match=r"another network.*reset"):
+        optimizer.update(second, gradient)
+    optimizer.reset()
+    optimizer.update(second, gradient)
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("rates", [[0.1, 0.2], [0.1, 0.2, 0.3, 0.4]])
+def test_learning_rates_for_another_stack_are_refused(rates):
+    with pytest.raises(ShapeError, match=f"{len(rates)} learning rates.*stack of 3"):
+        gpubp.SGD(rates).update(np.ones((3, 2)), np.ones((3, 2)))
+    with pytest.raises(ShapeError, match="single network"):
+        gpubp.SGD(rates).update(np.ones(2), np.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: gpubp.SGD(0), "learning_rate=0"),
+        (lambda: gpubp.SGD(-1), "learning_rate=-1"),
+        (lambda: gpubp.Adam(math.nan), "learning_rate=nan"),
+        (lambda: gpubp.Adam([0.1, math.inf]), "learning_rate"),
+        (lambda: gpubp.SGD([[0.1]]), "learning_rate"),
+        (lambda: gpubp.SGD(0.1, momentum=1.0), "momentum=1.0"),
+        (lambda: gpubp.SGD(0.1, nesterov=True), "momentum above 0"),
+        (lambda: gpubp.Adam(0.1, beta1=-0.1), "beta1"),
+        (lambda: gpubp.Adam(0.1, beta2=1), "beta2"),
+        (lambda: gpubp.Adam(0.1, epsilon=0), "epsilon"),
+        (lambda: gpubp.optimizer_by_name("sgdd", learning_rate=1), "unknown optimizer 'sgdd'.*adam, sgd"),
+    ],
+)
+def test_settings_out_of_range_are_named(make, words):
+    with pytest.raises(SettingError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("kind", Optimizer.by_name.values())
+def test_an_optimizer_is_rebuilt_from_its_config(kind):
+    optimizer = kind(0.3)
+    assert repr(kind(**optimizer.config())) == repr(optimizer)
