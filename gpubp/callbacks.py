@@ -6,13 +6,14 @@ import csv
 import io
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpubp.errors import GpubpError, SettingError
+from gpubp.files import write_atomically
 
 if TYPE_CHECKING:
     from gpubp.network import Network
@@ -49,8 +50,6 @@ class History:
 
     def to_csv(self, path: str | Path) -> None:
         """Write one row an epoch; a stack's losses take a column for each member (``loss.0``, ``loss.1``, ...)."""
-        from gpubp.files import write_atomically
-
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         flat: dict[str, list[Any]] = {}
@@ -67,7 +66,7 @@ class History:
         """Draw the loss curves into a picture; the ending says which kind (``.png``, ``.svg``, ``.pdf``).
 
         Raises:
-            GpubpError: Matplotlib is not installed.
+            GpubpError: Matplotlib is not installed, the ending is unknown, or the file can't be written.
         """
         try:
             from matplotlib.figure import Figure
@@ -80,18 +79,24 @@ class History:
                 losses = np.array(self[name], dtype=float).reshape(len(self), -1)
                 axes.plot(self["epoch"], losses, label=[label] + [None] * (losses.shape[1] - 1), linewidth=1.5)
         axes.set(xlabel="epoch", ylabel="loss")
-        if any(np.min(self[name]) > 0 for name in ("loss",) if len(self)):
-            axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        axes.legend()
-        figure.savefig(path, dpi=150)
+        if len(self):
+            axes.legend()
+            if np.min(self["loss"]) > 0:
+                axes.set_yscale("log")
+        picture = io.BytesIO()
+        try:
+            figure.savefig(picture, format=Path(path).suffix[1:] or "png", dpi=150)
+        except ValueError as error:
+            raise GpubpError(f"{path}: no picture of that kind can be drawn ({error})") from error
+        write_atomically(Path(path), picture.getvalue())
 
 
 class Callback:
     """Looks on, and may stop the training: a subclass overrides what it needs."""
 
-    def on_train_begin(self, network: Network) -> None:
-        """Called once before the first epoch."""
+    def on_train_begin(self, network: Network, measures: Sequence[str]) -> None:
+        """Called once before the first epoch, with the names of what will be measured after each (see `History`)."""
 
     def on_epoch_end(self, network: Network, measured: Mapping[str, Any]) -> bool:
         """Called after each epoch with what was measured (see `History`); True stops the training."""
@@ -124,19 +129,28 @@ class EarlyStopping(Callback):
             raise SettingError(f"EarlyStopping: minimum_change={minimum_change} is negative")
         self.patience, self.monitor, self.minimum_change = patience, monitor, minimum_change
 
-    def on_train_begin(self, network: Network) -> None:
-        """Forget earlier runs."""
+    def on_train_begin(self, network: Network, measures: Sequence[str]) -> None:
+        """Forget earlier runs.
+
+        Raises:
+            SettingError: What is monitored will not be measured.
+        """
+        if self.monitor not in measures:
+            raise SettingError(f"EarlyStopping watches {self.monitor!r}, which is not measured: pass validation=(X, T)")
         lead = () if network.members is None else (network.members,)
         self.best = np.full(lead, np.inf)
         self.best_epoch = np.full(lead, -1)
+        self._stopped = np.full(lead, False)
         self._best_theta = network.theta.copy()
 
     def on_epoch_end(self, network: Network, measured: Mapping[str, Any]) -> bool:
-        """Keep the weights of each member that has a new best; stop when none had one for `patience` epochs."""
-        if self.monitor not in measured:
-            raise SettingError(f"EarlyStopping watches {self.monitor!r}, which is not measured: pass validation=(X, T)")
+        """Keep the weights where there is a new best; stop after `patience` epochs without one.
+
+        A member of a stack that has run out of patience is done, whatever comes later: its weights are those that it
+        would have ended with alone. The training stops when all members are done.
+        """
         losses = np.asarray(measured[self.monitor], dtype=float)
-        better = losses < self.best - self.minimum_change
+        better = ~self._stopped & (losses < self.best - self.minimum_change)
         self.best = np.where(better, losses, self.best)
         self.best_epoch = np.where(better, measured["epoch"], self.best_epoch)
         if network.members is None:
@@ -145,12 +159,12 @@ class EarlyStopping(Callback):
         else:
             for e in np.flatnonzero(better):
                 self._best_theta[int(e)] = network.theta[int(e)]
-        return bool((measured["epoch"] - self.best_epoch >= self.patience).all())
+        self._stopped |= measured["epoch"] - self.best_epoch >= self.patience
+        return bool(self._stopped.all())
 
     def on_train_end(self, network: Network) -> None:
         """Put the best weights back."""
-        if (self.best_epoch >= 0).all():
-            network.theta[...] = self._best_theta
+        network.theta[...] = self._best_theta
 
 
 class Progress:

@@ -84,18 +84,24 @@ def load(path: str | Path, *, device: str | Device = "auto") -> Network:
 def _fill(network: Network, tensors: dict[str, Any], path: Path) -> None:
     """Put the file's arrays into a network; every one must have its place, and every parameter its array."""
     xp = network.device.module
-    for name, view in network.parameters.items():
+
+    def taken(name: str, shape: tuple[int, ...], lead: tuple[tuple[int, ...], ...] = ((),)) -> Any:
         if name not in tensors:
-            raise ModelFileError(f"{path}: the parameter {name} is missing")
+            raise ModelFileError(f"{path}: the array {name} is missing")
         array = tensors.pop(name)
-        if array.shape != view.shape:
-            raise ModelFileError(f"{path}: the parameter {name} has shape {array.shape}, its layer wants {view.shape}")
-        view[...] = xp.asarray(array.astype(network.dtype, copy=False))
-    for key, array in tensors.items():
-        position, _, name = key.partition(".")
-        if not position.isdecimal() or int(position) >= len(network.layers):
-            raise ModelFileError(f"{path}: the array {key!r} belongs to no layer")
-        network.layers[int(position)].constants[name] = xp.asarray(array.astype(network.dtype, copy=False))
+        if array.shape not in [(*members, *shape) for members in lead]:
+            raise ModelFileError(f"{path}: the array {name} has shape {array.shape}, its layer wants {shape}")
+        return xp.asarray(array.astype(network.dtype, copy=False))
+
+    for name, view in network.parameters.items():
+        view[...] = taken(name, view.shape)
+    lead = ((),) if network.members is None else ((), (network.members,))
+    for position, layer in enumerate(network.layers):
+        shapes = {name: (f"{position}.{name}", shape) for name, shape in layer.constant_shapes().items()}
+        if any(key in tensors for key, _ in shapes.values()):  # a layer that was never adapted has none
+            layer.constants = {name: taken(key, shape, lead) for name, (key, shape) in shapes.items()}
+    if tensors:
+        raise ModelFileError(f"{path}: the array {min(tensors)!r} belongs to no layer")
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:

@@ -75,6 +75,10 @@ class TruncatedNormal(Initializer):
 
     std: float = 0.05
 
+    def __post_init__(self) -> None:
+        if not 0 < self.std < math.inf:
+            raise SettingError(f"TruncatedNormal: std={self.std} is not a positive finite number")
+
     def __call__(self, rng: np.random.Generator, n_in: int, n_out: int) -> NDArray[np.float64]:
         """Draw the weights."""
         weights = rng.normal(size=n_in * n_out)
@@ -93,7 +97,10 @@ def initializer(choice: str | dict[str, Any] | Initializer) -> Initializer:
         return choice
     if isinstance(choice, dict):
         settings = dict(choice)
-        return Initializer._by_name[settings.pop("name")](**settings)
+        name = settings.pop("name", None)
+        if name not in Initializer._by_name:
+            raise SettingError(f"unknown initializer {name!r}: use one of {', '.join(sorted(Initializer._by_name))}")
+        return Initializer._by_name[name](**settings)
     named = {
         "glorot_uniform": Glorot("uniform"),
         "glorot_normal": Glorot("normal"),

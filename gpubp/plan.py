@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpubp.backend import Array
-from gpubp.layers.base import Buffer, Shape
+from gpubp.buffers import Buffer, Shape
 from gpubp.network import Network, StepBuffers
 from gpubp.optimizers.base import Optimizer
 

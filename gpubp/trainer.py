@@ -19,6 +19,8 @@ from gpubp.optimizers.adam import Adam
 from gpubp.optimizers.base import Optimizer
 from gpubp.plan import StepPlan
 
+MEASURES = ("epoch", "loss", "seconds", "examples_per_second")
+
 
 class Trainer:
     """Trains a network; `fit` is the same in one call.
@@ -94,8 +96,9 @@ class Trainer:
         with network.device.activate(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             network.adapt(data[0])
             plan = self._plan(batches)
+            measures = [*MEASURES, *([] if checked is None else ["validation_loss"])]
             for callback in self.callbacks:
-                callback.on_train_begin(network)
+                callback.on_train_begin(network, measures)
             try:
                 with Progress(epochs * len(batches), self.progress) as bar:
                     for done in range(epochs):
@@ -150,12 +153,7 @@ class Trainer:
         network.epochs_trained += 1
         weights = to_host(shares).astype(np.float64)
         loss = (measured_losses * weights).sum(axis=-1) / weights.sum(axis=-1)
-        return {
-            "epoch": epoch + 1,
-            "loss": _listed(loss),
-            "seconds": seconds,
-            "examples_per_second": batches.N / seconds,
-        }
+        return dict(zip(MEASURES, (epoch + 1, _listed(loss), seconds, batches.N / seconds), strict=True))
 
     def _rng(self, epoch: int, batch: int) -> np.random.Generator | None:
         return None

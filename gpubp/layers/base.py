@@ -8,7 +8,7 @@ nothing that was handed out is ever overwritten; the planned step passes preallo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar
@@ -16,25 +16,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpubp.backend import Array, Device, array_module, resolve_device
+from gpubp.buffers import Buffer, FreshBuffers, Shape
 from gpubp.errors import NotReadyError, SettingError, ShapeError
 from gpubp.ops import activation as activation_op
 from gpubp.rules import Rule
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """An array that a layer or a loss writes.
-
-    Attributes:
-        shape: Its shape.
-        overwrites: An array of the same shape that is read for the last time while this one is written element by
-            element, so that both may be the same memory if nobody else needs the first.
-    """
-
-    shape: Shape
-    overwrites: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,22 +35,6 @@ class Parameter:
     shape: Shape
     draw: Callable[[np.random.Generator], Array]
     decayed: bool
-
-
-class FreshBuffers(Mapping[str, Any]):
-    """Buffers made when they are asked for, each time anew: what ``out=None`` means."""
-
-    def __init__(self, xp: ModuleType, dtype: Any, buffers: Mapping[str, Buffer]) -> None:
-        self._xp, self._dtype, self._buffers = xp, dtype, buffers
-
-    def __getitem__(self, name: str) -> Array:
-        return self._xp.empty(self._buffers[name].shape, self._dtype)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._buffers)
-
-    def __len__(self) -> int:
-        return len(self._buffers)
 
 
 class Layer:
@@ -101,6 +70,10 @@ class Layer:
 
     def declare(self) -> dict[str, Parameter]:
         """The parameters of this layer, by name."""
+        return {}
+
+    def constant_shapes(self) -> dict[str, Shape]:
+        """The shapes of `constants` in a single network; a model file is held against them."""
         return {}
 
     def output_width(self, n_in: int) -> int:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from gpubp.backend import Array, array_module
+from gpubp.buffers import Buffer, Shape
 from gpubp.errors import SettingError, ShapeError
 from gpubp.initializers import Initializer, initializer
-from gpubp.layers.base import Buffer, Layer, Parameter, Shape
+from gpubp.layers.base import Layer, Parameter
 from gpubp.ops import gemm
 from gpubp.rules import Rule
 

@@ -12,7 +12,8 @@ from types import ModuleType
 import numpy as np
 
 from gpubp.backend import Array
-from gpubp.layers.base import Activation, Buffer, Layer, Parameter, Shape
+from gpubp.buffers import Buffer, Shape
+from gpubp.layers.base import Activation, Layer, Parameter
 from gpubp.layers.dense import Dense
 from gpubp.ops import activation as activation_op
 from gpubp.ops import gemm

@@ -8,8 +8,9 @@ from types import ModuleType
 import numpy as np
 
 from gpubp.backend import Array, array_module
+from gpubp.buffers import Buffer, Shape
 from gpubp.errors import NotReadyError, SettingError, ShapeError
-from gpubp.layers.base import Buffer, Layer, Shape
+from gpubp.layers.base import Layer
 from gpubp.rules import Rule
 
 
@@ -52,6 +53,10 @@ class Standardize(Layer):
     def adapted(self) -> bool:
         """Whether the statistics are there."""
         return "mean" in self.constants
+
+    def constant_shapes(self) -> dict[str, Shape]:
+        """Mean and scale, one of each a column."""
+        return {"mean": (self.n,), "scale": (self.n,)}
 
     def output_width(self, n_in: int) -> int:
         """`n`, for an X of that width."""

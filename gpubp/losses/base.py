@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpubp.backend import Array, array_module, to_host
+from gpubp.buffers import Buffer, FreshBuffers, Shape
 from gpubp.errors import DataError, SettingError, ShapeError
-from gpubp.layers.base import Buffer, FreshBuffers, Shape
 from gpubp.rules import Rule
 
 Saved = dict[str, Any]

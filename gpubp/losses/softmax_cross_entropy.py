@@ -8,8 +8,8 @@ from types import ModuleType
 import numpy as np
 
 from gpubp.backend import Array, array_module
+from gpubp.buffers import Buffer, Shape
 from gpubp.errors import DataError, ShapeError
-from gpubp.layers.base import Buffer, Shape
 from gpubp.losses.base import Loss, Saved, per_row, require_within
 from gpubp.ops import elementary
 from gpubp.rules import Rule

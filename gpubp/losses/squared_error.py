@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from gpubp.backend import Array, array_module
+from gpubp.buffers import Buffer, Shape
 from gpubp.errors import SettingError
-from gpubp.layers.base import Buffer, Shape
 from gpubp.losses.base import Loss, Saved, per_row
 from gpubp.rules import Rule
 

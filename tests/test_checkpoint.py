@@ -1,0 +1,157 @@
+"""Model files: everything comes back, nothing is half-written, and foreign files are named."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import gpubp
+from gpubp import checkpoint
+from gpubp.errors import GpubpError, ModelFileError
+from gpubp.layers.base import Layer
+from gpubp.losses.base import Loss
+
+
+def every_layer():
+    """A network with every registered layer in it."""
+    layers = []
+    for _, kind in sorted(Layer.by_name.items()):
+        for _ in kind.examples():
+            layers += [kind.examples()[0][0]] if kind is not gpubp.Dense else []
+    layers = [gpubp.Dense(3, 3, gpubp.TruncatedNormal(0.2)), *layers, gpubp.Dense(3, 2)]
+    return layers
+
+
+@pytest.mark.parametrize("members", [None, 2])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("loss", [loss for kind in Loss.by_name.values() for loss in kind.examples()], ids=repr)
+def test_everything_comes_back(loss, dtype, members, tmp_path):
+    net = gpubp.Network(every_layer(), loss, dtype=dtype, members=members, l2=0.1, rng=3)
+    for layer in net.layers:
+        layer.constants = {name: array.astype(dtype) for name, array in layer.constants.items()}
+    path = tmp_path / "model.safetensors"
+    gpubp.save(net, path, metadata={"classes": ["a", "b"], "é": 1})
+    again = gpubp.load(path)
+    assert repr(again) == repr(net)
+    assert again.l2 == net.l2
+    np.testing.assert_array_equal(again.theta, net.theta)
+    X = np.random.default_rng(0).normal(size=(5, 3))
+    np.testing.assert_array_equal(again.predict(X), net.predict(X))
+    assert gpubp.load_metadata(path) == {"classes": ["a", "b"], "é": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_model_file_is_plain_safetensors_with_json(tmp_path):
+    net = gpubp.mlp([3, 2], standardize=True)
+    net.adapt(np.random.default_rng(0).normal(size=(5, 3)))
+    gpubp.save(net, tmp_path / "m")
+    assert set(load_file(tmp_path / "m")) == {"0.mean", "0.scale", "1.W", "1.b"}
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    gpubp.save(gpubp.mlp([3, 2], rng=0), path)
+    kept = path.read_bytes()
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(GpubpError, match=r"can't write .*model.safetensors: No space left"):
+        gpubp.save(gpubp.mlp([3, 2], rng=1), path)
+    assert path.read_bytes() == kept
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_really_full_disk_too():
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(GpubpError, match="can't write"):
+        gpubp.save(gpubp.mlp([3, 2]), "/dev/full/model")
+
+
+def test_files_get_the_mode_that_plain_writing_gives(tmp_path):
+    gpubp.save(gpubp.mlp([3, 2]), tmp_path / "model")
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "model").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def bad_file(path, kind):
+    """Write a file that is not a good model; the name says how."""
+    net = gpubp.mlp([3, 2], standardize=True)
+    net.adapt(np.random.default_rng(0).normal(size=(5, 3)))
+    gpubp.save(net, path)
+    tensors = load_file(path)
+    texts = checkpoint._read(path)[1]
+    if kind == "missing":
+        path.unlink()
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("a,b\n1,2\n" * 20)
+    elif kind == "directory":
+        path.unlink()
+        path.mkdir()
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-8])
+    elif kind == "foreign":
+        save_file(tensors, path, metadata={"format": "pt"})
+    elif kind == "no metadata":
+        save_file(tensors, path)
+    else:
+        architecture = json.loads(texts["architecture"])
+        if kind == "later version":
+            architecture["version"] = 99
+        elif kind == "unknown layer":
+            architecture["layers"][0]["name"] = "Attention"
+        elif kind == "broken config":
+            architecture["layers"][1]["config"] = {"width": 3}
+        elif kind == "parameter missing":
+            del tensors["1.b"]
+        elif kind == "wrong shape":
+            tensors["1.b"] = np.zeros(7, "f4")
+        elif kind == "array too many":
+            tensors["9.W"] = np.zeros(7, "f4")
+        elif kind == "array of an unknown name":
+            tensors["1.V"] = np.zeros(7, "f4")
+        elif kind == "constant of a wrong shape":
+            tensors["0.mean"] = np.zeros(7, "f4")
+        elif kind == "constant missing":
+            del tensors["0.mean"]
+        texts["architecture"] = "{" if kind == "no json" else json.dumps(architecture)
+        save_file(tensors, path, metadata=texts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("missing", "no such file"),
+        ("empty", "not a complete safetensors file"),
+        ("text", "not a complete safetensors file"),
+        ("directory", "can't read|not a complete"),
+        ("truncated", "not a complete safetensors file.*train and save it again"),
+        ("foreign", "not a model that gpubp saved"),
+        ("no metadata", "not a model that gpubp saved"),
+        ("later version", "version 99.*reads 1"),
+        ("unknown layer", "unknown layer 'Attention'"),
+        ("broken config", "architecture can't be read"),
+        ("no json", "architecture can't be read"),
+        ("parameter missing", "1.b is missing"),
+        ("wrong shape", r"1.b has shape \(7,\).*wants \(2,\)"),
+        ("array too many", "'9.W' belongs to no layer"),
+        ("array of an unknown name", "'1.V' belongs to no layer"),
+        ("constant of a wrong shape", r"0.mean has shape \(7,\)"),
+        ("constant missing", "0.mean is missing"),
+    ],
+)
+def test_a_bad_file_is_named(kind, words, tmp_path):
+    path = tmp_path / "model.safetensors"
+    bad_file(path, kind)
+    with pytest.raises((ModelFileError, GpubpError), match=words) as caught:
+        gpubp.load(path)
+    assert "model.safetensors" in str(caught.value)

@@ -1,0 +1,119 @@
+"""The planned step: the same numbers as eager, in one workspace, with no allocation of its own."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+
+import numpy as np
+import pytest
+from cases import lead
+
+import gpubp
+from gpubp.plan import StepPlan
+
+NETS = {
+    "mlp": lambda **k: gpubp.mlp([6, 8, 7, 3], **k),
+    "relu, standardized": lambda **k: gpubp.mlp([6, 8, 3], activation="relu", standardize=True, **k),
+    "one layer": lambda **k: gpubp.mlp([6, 3], **k),
+    "unfused": lambda **k: gpubp.Network(
+        [gpubp.Tanh(), gpubp.Dense(6, 8), gpubp.Sigmoid(), gpubp.Tanh(), gpubp.LeakyReLU(), gpubp.Dense(8, 3)],
+        "softmax_cross_entropy",
+        **k,
+    ),
+    "sigmoid at the end": lambda **k: gpubp.Network(
+        [gpubp.Dense(6, 8), gpubp.Sigmoid(), gpubp.Dense(8, 3), gpubp.Sigmoid()], "squared_error", **k
+    ),
+    "binary": lambda **k: gpubp.mlp([6, 8, 3], loss="binary_cross_entropy", **k),
+}
+
+
+def data(net, N, members):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(*lead(members), N, 6))
+    net.adapt(X)
+    X, T = net.inputs(X), net.targets(rng.dirichlet(np.ones(3), size=(*lead(members), N)), net.inputs(X))
+    return X, T, net.sample_weights(rng.uniform(0.5, 1, size=(*lead(members), N)), X)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("members", [None, 3])
+@pytest.mark.parametrize("name", NETS)
+def test_planned_steps_equal_eager_steps_bit_for_bit(name, members, dtype, weighted):
+    eager, planned = (NETS[name](members=members, dtype=dtype, l2=0.1, rng=0, device="cpu") for _ in range(2))
+    X, T, w = data(eager, 8, members)
+    data(planned, 8, members)
+    w = w if weighted else None
+    plan = StepPlan(planned, 8, stacked=members is not None)
+    plan.workspace.fill(np.nan)  # nothing may be read before it is written
+    optimizers = gpubp.Adam(0.01), gpubp.Adam(0.01)
+    for N in (8, 8, 5, 1, 8):  # smaller batches use the same memory
+        part, targets = X[..., :N, :], T[..., :N, :]
+        weights = None if w is None else w[..., :N]
+        expected = eager.run_step(part, targets, weights)
+        optimizers[0].update(eager.theta, eager.dL_dtheta)
+        L = plan.step(part, targets, weights, optimizers[1])
+        np.testing.assert_array_equal(L, expected)
+        np.testing.assert_array_equal(planned.dL_dtheta, eager.dL_dtheta)
+        np.testing.assert_array_equal(planned.theta, eager.theta)
+
+
+@pytest.mark.parametrize("members", [None, 3])
+@pytest.mark.parametrize("name", NETS)
+def test_arrays_that_live_at_the_same_time_never_share_memory(name, members):
+    net = NETS[name](members=members, device="cpu")
+    plan = StepPlan(net, 8, stacked=members is not None)
+
+    def root(planned):
+        return planned if planned.inside is None else root(planned.inside)
+
+    arrays = plan._planned
+    for i, a in enumerate(arrays):
+        assert 0 <= a.offset <= a.offset + a.size <= plan.workspace.size
+        assert a.offset * net.dtype.itemsize % 64 == 0
+        for b in arrays[:i]:
+            alive_together = a.born <= b.dies and b.born <= a.dies
+            overlap = a.offset < b.offset + b.size and b.offset < a.offset + a.size
+            assert not (alive_together and overlap) or root(a) is root(b), (a.place, b.place)
+
+
+def test_a_deep_net_needs_much_less_than_all_its_arrays_together():
+    plan = StepPlan(gpubp.mlp([64] * 12, device="cpu"), 256)
+    unshared = sum(planned.size for planned in plan._planned) * 4
+    saved_for_backward = 11 * 256 * 64 * 4
+    assert saved_for_backward < plan.workspace_bytes < 0.55 * unshared
+    assert f"workspace: {plan.workspace_bytes:,} bytes" in str(plan)
+
+
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "squared_error", "binary_cross_entropy"])
+@pytest.mark.parametrize("optimizer", [gpubp.SGD(0.1, momentum=0.9), gpubp.Adam()])
+@pytest.mark.parametrize("members", [None, 2])
+def test_a_step_allocates_nothing_that_grows_with_the_batch(loss, optimizer, members):
+    N = 4096
+    optimizer.reset()
+    net = gpubp.mlp([64, 128, 10], loss=loss, members=members, l2=1e-4, device="cpu")
+    rng = np.random.default_rng(0)
+    X = net.inputs(rng.normal(size=(*lead(members), N, 64)))
+    T = net.targets(rng.integers(0, 10, N) if loss.startswith("softmax") else rng.random((N, 10)), X)
+    plan = StepPlan(net, N, stacked=members is not None)
+    for _ in range(2):
+        plan.step(X, T, None, optimizer)
+    gc.collect()
+    tracemalloc.start()
+    for _ in range(5):
+        plan.step(X, T, None, optimizer)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # The smallest array of a step that grows with the batch, N numbers, takes 16 KiB; its largest 2 MiB. What is left
+    # are views and the fixed-size buffers through which NumPy casts and which it uses for reductions.
+    assert peak < 160 * 1024, peak
+
+
+def test_gradients_can_be_changed_before_the_update():
+    net = gpubp.mlp([6, 3], device="cpu", rng=0)
+    X, T, _ = data(net, 4, None)
+    kept = net.theta.copy()
+    plan = StepPlan(net, 4)
+    plan.step(X, T, None, gpubp.SGD(0.1), reduce_gradients=lambda dL_dtheta: dL_dtheta.fill(0))
+    np.testing.assert_array_equal(net.theta, kept)
