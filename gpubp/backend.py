@@ -186,7 +186,8 @@ def as_array(data: Any, device: Device, *, dtype: Any = None, name: str = "the a
     if array.dtype.kind not in "fiub":
         raise DataError(f"{name} holds {array.dtype} values; numbers are needed")
     if dtype is not None and array.dtype != dtype:
-        array = array.astype(dtype)
+        with device_of(array).activate():
+            array = array.astype(dtype)
     return to_device(array, device)
 
 

@@ -42,12 +42,17 @@ def source(stem: str) -> str:
         if name in included:
             return ""
         included.add(name)
-        return _INCLUDE.sub(lambda match: inlined(match[1]), _PRAGMA_ONCE.sub("", _read(name)))
+        return _INCLUDE.sub(lambda match: inlined(match[1]), _PRAGMA_ONCE.sub("", read(name)))
 
     return inlined(f"{stem}.cu")
 
 
-def _read(name: str) -> str:
+def read(name: str) -> str:
+    """The text of one file of the kernel directory.
+
+    Raises:
+        DeviceError: The file is missing.
+    """
     path = kernel_directory() / name
     try:
         return path.read_text(encoding="utf-8")

@@ -90,10 +90,10 @@ class Trainer:
         if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 0:
             raise SettingError(f"epochs={epochs!r}: a whole number of at least 0 is needed")
         network, history = self.network, History()
-        data = self._prepared(X, T, sample_weight)
-        checked = None if validation is None else self._prepared(*validation, *[None] * (3 - len(validation)))
-        batches = Minibatches(*data, self.batch_size, self.order, network.device)
         with network.device.activate(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            data = self._prepared(X, T, sample_weight)
+            checked = None if validation is None else self._prepared(*validation, *[None] * (3 - len(validation)))
+            batches = Minibatches(*data, self.batch_size, self.order, network.device)
             network.adapt(data[0])
             plan = self._plan(batches)
             measures = [*MEASURES, *([] if checked is None else ["validation_loss"])]

@@ -1,0 +1,53 @@
+"""Fixtures that several test files share, and what happens to GPU tests where there is no GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import fake_cupy as fake
+import numpy as np
+import pytest
+
+from gpubp.backend import Device, why_no_cuda
+
+
+@pytest.fixture
+def fake_cupy() -> Iterator[ModuleType]:
+    """The stand-in for CuPy, with one device, as ``import cupy`` finds it during the test."""
+    with fake.installed() as module:
+        yield module
+
+
+@pytest.fixture(
+    params=["numpy", "fake-cupy", "fake-cupy-reversed", pytest.param("cupy", marks=pytest.mark.gpu)],
+)
+def xp(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """Each executor in turn: NumPy, kernels run on the host with threads in either order, kernels on a GPU."""
+    if request.param == "numpy":
+        yield np
+    elif request.param == "cupy":
+        yield Device("cuda").module
+    else:
+        with fake.installed(reverse_threads=request.param.endswith("reversed")) as module:
+            yield module
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a GPU test where there is no GPU; fail it where one was promised."""
+    if item.get_closest_marker("gpu") is None or not (reason := why_no_cuda()):
+        return
+    if os.environ.get("GPUBP_REQUIRE_GPU") == "1":
+        pytest.fail(f"GPUBP_REQUIRE_GPU=1, but {reason}", pytrace=False)
+    pytest.skip(f"no CUDA device: {reason}")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say loudly how much was not checked."""
+    skipped = [report for report in terminalreporter.getreports("skipped") if "gpu" in report.keywords]
+    if skipped:
+        terminalreporter.write_line(
+            f"{len(skipped)} GPU checks skipped: no CUDA device here ({why_no_cuda()})", yellow=True, bold=True
+        )

@@ -1,0 +1,199 @@
+"""The stand-in for CuPy refuses what CuPy refuses, has what CuPy has, and whole layers run on it."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import fake_cupy as fake
+import numpy as np
+import pytest
+from fake_cupy.names import CONSTANTS, FUNCTIONS, METHODS, UFUNCS
+
+from gpubp.backend import Device, array_module, as_array, device_of, resolve_device, to_device, to_host, why_no_cuda
+from gpubp.errors import DeviceError
+from gpubp.layers.base import Activation
+from gpubp.layers.dense import Dense
+from gpubp.layers.dense_activation import DenseActivation
+from gpubp.layers.leaky_relu import LeakyReLU
+from gpubp.layers.sigmoid import Sigmoid
+
+HOST = np.arange(6.0).reshape(2, 3)
+
+REFUSED: dict[str, Callable[[ModuleType, Any], Any]] = {
+    "a NumPy ufunc": lambda xp, A: np.exp(A),
+    "a NumPy function": lambda xp, A: np.sum(A),
+    "NumPy's conversion": lambda xp, A: np.asarray(A),
+    "NumPy's conversion of rows": lambda xp, A: np.array(list(A)),
+    "NumPy's conversion of a number": lambda xp, A: np.asarray(A.sum()),
+    "a buffer": lambda xp, A: memoryview(A),
+    "host + device": lambda xp, A: HOST + A,
+    "device + host": lambda xp, A: A + HOST,
+    "device @ host": lambda xp, A: A @ HOST.T,
+    "adding a host array in place": lambda xp, A: A.__iadd__(HOST),
+    "a host array in a function": lambda xp, A: xp.add(A, HOST),
+    "a host array in a list": lambda xp, A: xp.concatenate([A, HOST]),
+    "a host array as out": lambda xp, A: xp.exp(A, out=np.empty((2, 3))),
+    "assigning a host array": lambda xp, A: A.__setitem__(..., HOST),
+    "a host array as an index": lambda xp, A: A[np.array([0])],
+    "a device array as out of NumPy": lambda xp, A: np.exp(HOST, out=A),
+    "assigning to a host array": lambda xp, A: HOST.copy().__setitem__(..., A),
+    "a list index by a device number": lambda xp, A: [1, 2][xp.argmax(A)],
+    "where= of a ufunc": lambda xp, A: xp.add(A, A, where=A > 1),
+    "mode= of take": lambda xp, A: xp.take(A, xp.asarray([0]), axis=0, mode="clip"),
+    "initial= of a sum": lambda xp, A: A.sum(initial=1.0),
+    "the truth of several numbers": lambda xp, A: bool(A),
+    "one number of several": lambda xp, A: float(A),
+}
+
+
+@pytest.mark.parametrize("attempt", REFUSED.values(), ids=REFUSED)
+def test_is_refused(fake_cupy: ModuleType, attempt: Callable[[ModuleType, Any], Any]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        attempt(fake_cupy, fake_cupy.asarray(HOST))
+
+
+def test_names_that_cupy_lacks(fake_cupy: ModuleType) -> None:
+    A = fake_cupy.asarray(HOST)
+    for name in ("__index__", "__buffer__", "tofile_", "nonsense"):
+        assert not hasattr(A, name)
+    for name in ("errstate", "nditer", "vectorize_", "memmap"):
+        assert not hasattr(fake_cupy, name)
+    assert not hasattr(fake_cupy.add, "reduce")  # in CuPy for some ufuncs only
+
+
+def test_values_are_numpys(fake_cupy: ModuleType) -> None:
+    xp, A = fake_cupy, fake_cupy.asarray(HOST)
+    for made, expected in [
+        (xp.exp(A) + 1, np.exp(HOST) + 1),
+        (2 * A - np.float64(3), 2 * HOST - 3),
+        (np.float32(2) * A, 2 * HOST),
+        (A @ A.mT, HOST @ HOST.T),
+        (A.T[1:], HOST.T[1:]),
+        (A[A > 2], HOST[HOST > 2]),
+        (A[:, None, 1], HOST[:, None, 1]),
+        (A.mean(axis=0, keepdims=True), HOST.mean(axis=0, keepdims=True)),
+        (A.max(axis=-1), HOST.max(axis=-1)),
+        (xp.where(A > 2, A, -1), np.where(HOST > 2, HOST, -1)),
+        (xp.take(A, xp.asarray([1, 0]), axis=0), HOST[[1, 0]]),
+        (A.astype("float32"), HOST.astype("float32")),
+        (-(A**2) / 3, -(HOST**2) / 3),
+        (abs(1 - A) <= 1, abs(1 - HOST) <= 1),
+        (copy.deepcopy(A), HOST),
+    ]:
+        assert type(made) is xp.ndarray
+        assert made.dtype == expected.dtype
+        np.testing.assert_array_equal(made.get(), expected)
+    assert float(A.sum()) == A.sum().item() == 15
+    assert type(A.sum()) is xp.ndarray
+    assert f"{A.sum():.1f}" == "15.0"
+    assert len(A) == 2
+    assert A.tolist() == HOST.tolist()
+
+
+def test_out_views_and_identity(fake_cupy: ModuleType) -> None:
+    xp, A = fake_cupy, fake_cupy.asarray(HOST)
+    out = xp.empty(3)
+    assert np.isnan(out.get()).all(), "new memory is poisoned"
+    assert A.sum(axis=0, out=out) is out
+    assert out.tolist() == [3, 5, 7]
+    assert xp.ascontiguousarray(A) is A
+    assert A.reshape(2, 3).data.ptr == A.data.ptr
+    B = A
+    B += 1
+    B *= A
+    assert B is A
+    A[0, 0].fill(9)  # a single element is a view
+    A[1, 1:] = xp.zeros(2)
+    assert A.tolist() == [[9, 4, 9], [16, 0, 0]]
+    assert HOST[0, 0] == 0, "asarray copies from the host"
+
+
+def test_devices() -> None:
+    with fake.installed(device_count=2) as xp:
+        A = xp.ones(3)
+        with xp.cuda.Device(1):
+            B = xp.ones(3)
+            with pytest.raises(ValueError, match="array of device 0 used while device 1 is current"):
+                A + 1
+            with xp.cuda.Device(0):
+                A += 1
+            np.testing.assert_array_equal(A.get(), 2)  # a transfer works from anywhere, and so does a view
+            assert A[1:].device.id == 0
+        assert (A.device.id, B.device.id, xp.cuda.Device().id) == (0, 1, 0)
+        with pytest.raises(xp.cuda.runtime.CUDARuntimeError, match="invalid device"), xp.cuda.Device(2):
+            pass
+        assert B.device == Device("cuda", 1).module.cuda.Device(1)
+
+
+def test_backend_sees_cupy() -> None:
+    before = sys.modules.get("cupy")
+    with fake.installed(device_count=2) as xp:
+        assert why_no_cuda() is None
+        assert resolve_device("auto") == Device("cuda", 0)
+        A = to_device(HOST, "cuda:1")
+        assert device_of(A) == Device("cuda", 1)
+        assert to_device(A, "cuda:1") is A
+        np.testing.assert_array_equal(to_host(A), HOST)
+        assert array_module(A) is xp
+        with pytest.raises(DeviceError, match="cuda:1"):
+            as_array(A, Device("cuda", 0))
+        with pytest.raises(DeviceError, match=r"2 CUDA device\(s\)"):
+            resolve_device("cuda:2")
+    assert sys.modules.get("cupy") is before
+    with fake.installed(device_count=0):
+        assert "no CUDA device" in str(why_no_cuda())
+        assert resolve_device("auto") == Device("cpu")
+
+
+@pytest.mark.parametrize("activation", [Sigmoid(), LeakyReLU(0.2)], ids=repr)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("members", [None, 3])
+def test_layers_run_on_it(fake_cupy: ModuleType, activation: Activation, dtype: str, members: int | None) -> None:
+    X = np.random.default_rng(0).normal(size=(130, 5)).astype(dtype)  # rows enough for more than one chunk
+    results = []
+    for device in ("cpu", "cuda"):
+        dense = Dense(5, 40)
+        dense.initialize(0, dtype=dtype, device=device, members=members)
+        dense.parameters["b"].fill(0.1)
+        layer = DenseActivation(dense, activation)
+        Y, saved = layer.forward(to_device(X, device))
+        dL_dX = layer.backward(Y, saved)
+        results.append([Y, dL_dX, dense.gradients["W"], dense.gradients["b"]])
+    for on_cpu, on_device in zip(*results, strict=True):
+        assert type(on_device) is fake_cupy.ndarray
+        np.testing.assert_allclose(to_host(on_device), on_cpu, rtol=1e-4 if dtype == "float32" else 1e-12, atol=1e-5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy, the oracle of this test, is not installed")
+def test_has_nothing_that_cupy_lacks() -> None:
+    import cupy
+
+    def keywords(function: Any, name: str) -> set[str]:
+        """Names of parameters, from the signature or from the first line of the documentation."""
+        try:
+            return set(inspect.signature(function).parameters)
+        except (TypeError, ValueError):
+            return set(re.findall(r"(\w+)(?==|,|\))", function.__doc__.strip().splitlines()[0]))
+
+    assert [name for name in CONSTANTS if not hasattr(cupy, name)] == []
+    for name, allowed in FUNCTIONS.items():
+        assert set(allowed) <= keywords(getattr(cupy, name), name), name
+    for name, allowed in METHODS.items():
+        assert set(allowed) <= keywords(getattr(cupy.ndarray, name), name), name
+    assert all(isinstance(getattr(cupy, name), cupy.ufunc) for name in UFUNCS)
+    with fake.installed() as module:
+        for ours, theirs in [
+            (module, cupy),
+            (module.cuda, cupy.cuda),
+            (module.cuda.runtime, cupy.cuda.runtime),
+            (module.ndarray, cupy.ndarray),
+        ]:
+            lacking = {name for name in vars(ours) if not hasattr(theirs, name)}
+            assert lacking <= {"_of", "__getattr__", "__dict__", "__weakref__"}
