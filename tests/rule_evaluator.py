@@ -11,10 +11,13 @@ import numpy as np
 
 from gpubp.rules import Rule
 
+FUNCTIONS = {"abs": np.abs, "exp": np.exp, "log": np.log, "sqrt": np.sqrt, "tanh": np.tanh}
+"""What a formula may call."""
+
 
 def evaluate_formula(rule: Rule, names: Mapping[str, Any]) -> np.ndarray:
     """The formula's value."""
-    return np.asarray(eval(rule.formula, {"__builtins__": {}}, dict(names)))
+    return np.asarray(eval(rule.formula, {"__builtins__": {}, **FUNCTIONS}, dict(names)))
 
 
 def evaluate_index_form(rule: Rule, names: Mapping[str, Any]) -> np.ndarray:
@@ -32,7 +35,7 @@ def evaluate_index_form(rule: Rule, names: Mapping[str, Any]) -> np.ndarray:
 
     for values in itertools.product(*(range(extents[index]) for index in free)):
         bound = dict(zip(free, values, strict=True))
-        scope = {"__builtins__": {}, "total": total, **names}
+        scope = {"__builtins__": {}, **FUNCTIONS, "total": total, **names}
         result[values] = eval(code, scope, {"at": bound})
     return result
 
