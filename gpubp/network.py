@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpubp.architecture import chained_widths, fused
 from gpubp.backend import Array, Device, as_array, resolve_device, to_host
 from gpubp.errors import DataError, SettingError, ShapeError
 from gpubp.layers.base import Activation, Layer, activation_by_name
 from gpubp.layers.dense import Dense
-from gpubp.layers.dense_activation import DenseActivation
-from gpubp.layers.parameters import FlatParameters
 from gpubp.layers.standardize import Standardize
 from gpubp.losses.base import Loss, loss_by_name
 from gpubp.losses.penalty import add_l2
 from gpubp.ops.gather import example_rows, row_slices
+from gpubp.parameters import FlatParameters
 
 Out = Mapping[str, Array] | None
 
@@ -78,7 +78,7 @@ class Network:
             raise SettingError(f"l2={l2}: the strength of the penalty is a finite number, at least 0")
         self.l2 = float(l2)
         self.members = members
-        self.n_in, self.n_out = _chained_widths(self.layers)
+        self.n_in, self.n_out = chained_widths(self.layers)
         for position, layer in enumerate(self.layers):
             if layer.parameters:
                 raise SettingError(
@@ -87,7 +87,7 @@ class Network:
         self.device = resolve_device(device)
         self._flat = FlatParameters(self.layers, self.dtype, self.device, members, np.random.default_rng(rng))
         self.theta, self.dL_dtheta = self._flat.theta, self._flat.dL_dtheta
-        self.executed = _fused(self.layers)
+        self.executed = fused(self.layers)
         """The layers as they run: each Dense with the activation after it as one."""
         self.first_trained = next((k for k, layer in enumerate(self.executed) if layer.declare()), len(self.executed))
         """Position in `executed` of the first layer with parameters: no gradient is needed before it."""
@@ -345,34 +345,6 @@ def mlp(
             layers.append(type(template)(**template.config()))
         layers.append(Dense(n_in, n_out, initializer))
     return Network(layers, loss, **settings)
-
-
-def _chained_widths(layers: Sequence[Layer]) -> tuple[int, int]:
-    """The widths at both ends of layers that fit each other."""
-    if len({id(layer) for layer in layers}) < len(layers):
-        raise SettingError("the same layer object stands twice in the list: make a second one")
-    known = [layer.config() for layer in layers]
-    n_in = next((c.get("n_in", c.get("n")) for c in known if "n_in" in c or "n" in c), None)
-    if n_in is None:
-        raise SettingError(f"the layers {list(layers)!r} do not say how wide their input is: a Dense layer is missing")
-    width = n_in
-    for position, layer in enumerate(layers):
-        try:
-            width = layer.output_width(width)
-        except ShapeError as error:
-            before = f"layer {position - 1}, {layers[position - 1]!r}, gives width {width}" if position else "the input"
-            raise ShapeError(f"layers do not chain: {before}, but layer {position}: {error}") from None
-    return n_in, width
-
-
-def _fused(layers: Sequence[Layer]) -> list[Layer]:
-    executed: list[Layer] = []
-    for layer in layers:
-        if isinstance(layer, Activation) and executed and isinstance(executed[-1], Dense):
-            executed[-1] = DenseActivation(executed[-1], layer)
-        else:
-            executed.append(layer)
-    return executed
 
 
 def require_batch_size(batch_size: Any) -> int:

@@ -9,11 +9,11 @@ import pytest
 from cases import SHAPES, layers, lead, normal, ready
 
 import gpubp
+from gpubp.architecture import fused
 from gpubp.errors import NotReadyError, SettingError, ShapeError
 from gpubp.gradcheck import compare
 from gpubp.layers.base import Activation, Layer, layer_from_config
 from gpubp.layers.dense_activation import DenseActivation
-from gpubp.network import _fused
 
 ALL = pytest.mark.parametrize(
     ("name", "make", "n_in"), layers(), ids=lambda value: value if isinstance(value, str) else ""
@@ -210,41 +210,41 @@ class Square(Activation, register=False):
 
 @pytest.mark.parametrize("members", [None, 3])
 def test_an_activation_that_needs_its_input_is_fused_too(members):
-    fused = ready(lambda: DenseActivation(gpubp.Dense(4, 3), Square()), members)
+    pair = ready(lambda: DenseActivation(gpubp.Dense(4, 3), Square()), members)
     X = normal((*lead(members), 5, 4), 2)
-    Y, saved = fused.forward(X)
+    Y, saved = pair.forward(X)
     dL_dY = normal(Y.shape, 3)
-    dL_dX, dL_dW, dL_db = fused.backward(dL_dY, saved), *(fused.gradients[key].copy() for key in "Wb")
-    Z, saved_dense = fused.dense.forward(X)
-    Y_pair, saved_square = fused.activation.forward(Z)
+    dL_dX, dL_dW, dL_db = pair.backward(dL_dY, saved), *(pair.gradients[key].copy() for key in "Wb")
+    Z, saved_dense = pair.dense.forward(X)
+    Y_pair, saved_square = pair.activation.forward(Z)
     np.testing.assert_array_equal(Y, Y_pair)
     np.testing.assert_array_equal(
-        dL_dX, fused.dense.backward(fused.activation.backward(dL_dY, saved_square), saved_dense)
+        dL_dX, pair.dense.backward(pair.activation.backward(dL_dY, saved_square), saved_dense)
     )
-    np.testing.assert_array_equal(dL_dW, fused.dense.gradients["W"])
-    np.testing.assert_allclose(dL_db, fused.dense.gradients["b"], atol=1e-14)
-    assert fused.saves == ("X", "Z")
-    assert fused.rules[0].formula == "dL_dY * 2 * Z"
+    np.testing.assert_array_equal(dL_dW, pair.dense.gradients["W"])
+    np.testing.assert_allclose(dL_db, pair.dense.gradients["b"], atol=1e-14)
+    assert pair.saves == ("X", "Z")
+    assert pair.rules[0].formula == "dL_dY * 2 * Z"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Layer.by_name.values() if issubclass(kind, Activation)])
 @pytest.mark.parametrize(("N", "members"), SHAPES)
 def test_a_fused_pair_equals_the_two_layers(kind, N, members):
-    fused = ready(lambda: DenseActivation(gpubp.Dense(4, 3), kind()), members)
+    pair = ready(lambda: DenseActivation(gpubp.Dense(4, 3), kind()), members)
     X = normal((*lead(members), N, 4), 2)
-    Y, saved = fused.forward(X)
+    Y, saved = pair.forward(X)
     dL_dY = normal(Y.shape, 3)
-    fused_results = [Y, fused.backward(dL_dY, saved), *(fused.gradients[key].copy() for key in "Wb")]
-    Z, saved_dense = fused.dense.forward(X)
-    Y_pair, saved_activation = fused.activation.forward(Z)
-    dL_dX = fused.dense.backward(fused.activation.backward(dL_dY, saved_activation), saved_dense)
-    for mine, theirs in zip(fused_results, [Y_pair, dL_dX, *(fused.gradients[key] for key in "Wb")], strict=True):
+    results = [Y, pair.backward(dL_dY, saved), *(pair.gradients[key].copy() for key in "Wb")]
+    Z, saved_dense = pair.dense.forward(X)
+    Y_pair, saved_activation = pair.activation.forward(Z)
+    dL_dX = pair.dense.backward(pair.activation.backward(dL_dY, saved_activation), saved_dense)
+    for mine, theirs in zip(results, [Y_pair, dL_dX, *(pair.gradients[key] for key in "Wb")], strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-14)
 
 
 def test_only_a_dense_layer_directly_before_an_activation_is_fused():
     dense, sigmoid, tanh, last = gpubp.Dense(4, 4), gpubp.Sigmoid(), gpubp.Tanh(), gpubp.Dense(4, 2)
-    first, second, third = _fused([dense, sigmoid, tanh, last])
+    first, second, third = fused([dense, sigmoid, tanh, last])
     assert isinstance(first, DenseActivation)
     assert (first.dense, first.activation, second, third) == (dense, sigmoid, tanh, last)
     assert repr(first) == "Dense(4, 4) + Sigmoid()"

@@ -8,8 +8,7 @@ nothing that was handed out is ever overwritten; the planned step passes preallo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -19,22 +18,8 @@ from gpubp.backend import Array, Device, array_module, resolve_device
 from gpubp.buffers import Buffer, FreshBuffers, Shape
 from gpubp.errors import NotReadyError, SettingError, ShapeError
 from gpubp.ops import activation as activation_op
+from gpubp.parameters import FlatParameters, Parameter
 from gpubp.rules import Rule
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A trained array, as a layer declares it.
-
-    Attributes:
-        shape: Its shape in a single network.
-        draw: Gives its initial values from a generator.
-        decayed: Whether the L2 penalty applies: to weights, never to biases.
-    """
-
-    shape: Shape
-    draw: Callable[[np.random.Generator], Array]
-    decayed: bool
 
 
 class Layer:
@@ -43,7 +28,7 @@ class Layer:
     Attributes:
         rules: The backward rules, in the names that `forward` uses.
         saves: Names of what backward reads: the input ``X``, the output ``Y`` or buffers of the layer's own.
-        parameters: Name to array, bound by `gpubp.layers.parameters.FlatParameters`; empty before that.
+        parameters: Name to array, bound by `gpubp.parameters.FlatParameters`; empty before that.
         gradients: Name to array, of the same shapes; backward writes them.
         constants: Arrays that forward reads, that are saved with the network, but that are not trained.
     """
@@ -160,8 +145,6 @@ class Layer:
         members: int | None = None,
     ) -> None:
         """Give this layer parameters of its own, for use outside a network; see `FlatParameters`."""
-        from gpubp.layers.parameters import FlatParameters
-
         FlatParameters([self], dtype, resolve_device(device), members, np.random.default_rng(rng))
 
     def _output(self, X: Array, out: Mapping[str, Array] | None) -> Mapping[str, Array]:

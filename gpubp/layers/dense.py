@@ -12,8 +12,9 @@ from gpubp.backend import Array, array_module
 from gpubp.buffers import Buffer, Shape
 from gpubp.errors import SettingError, ShapeError
 from gpubp.initializers import Initializer, initializer
-from gpubp.layers.base import Layer, Parameter
+from gpubp.layers.base import Layer
 from gpubp.ops import gemm
+from gpubp.parameters import Parameter
 from gpubp.rules import Rule
 
 

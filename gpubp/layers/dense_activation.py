@@ -13,10 +13,11 @@ import numpy as np
 
 from gpubp.backend import Array
 from gpubp.buffers import Buffer, Shape
-from gpubp.layers.base import Activation, Layer, Parameter
+from gpubp.layers.base import Activation, Layer
 from gpubp.layers.dense import Dense
 from gpubp.ops import activation as activation_op
 from gpubp.ops import gemm
+from gpubp.parameters import Parameter
 from gpubp.rules import Rule
 
 

@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from gpubp.backend import Array, Device
-from gpubp.layers.base import Layer
+from gpubp.buffers import Shape
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A trained array, as a layer declares it.
+
+    Attributes:
+        shape: Its shape in a single network.
+        draw: Gives its initial values from a generator.
+        decayed: Whether the L2 penalty applies: to weights, never to biases.
+    """
+
+    shape: Shape
+    draw: Callable[[np.random.Generator], Array]
+    decayed: bool
+
+
+class Parametrized(Protocol):
+    """A layer, as far as this file is concerned."""
+
+    parameters: dict[str, Array]
+    gradients: dict[str, Array]
+
+    def declare(self) -> Mapping[str, Parameter]:
+        """The parameters by name."""
 
 
 class FlatParameters:
@@ -34,7 +60,7 @@ class FlatParameters:
     """
 
     def __init__(
-        self, layers: Sequence[Layer], dtype: Any, device: Device, members: int | None, rng: np.random.Generator
+        self, layers: Sequence[Parametrized], dtype: Any, device: Device, members: int | None, rng: np.random.Generator
     ) -> None:
         declared = [
             (layer, position, name, parameter)

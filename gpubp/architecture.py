@@ -1,0 +1,44 @@
+"""How layers go together: widths that chain, and neighbours that run as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpubp.errors import SettingError, ShapeError
+from gpubp.layers.base import Activation, Layer
+from gpubp.layers.dense import Dense
+from gpubp.layers.dense_activation import DenseActivation
+
+
+def chained_widths(layers: Sequence[Layer]) -> tuple[int, int]:
+    """The widths of the input and the output of layers that fit each other.
+
+    Raises:
+        ShapeError: Neighbouring layers do not fit; the message names them and their widths.
+        SettingError: A layer stands twice in the list, or no layer says how wide its input is.
+    """
+    if len({id(layer) for layer in layers}) < len(layers):
+        raise SettingError("the same layer object stands twice in the list: make a second one")
+    known = [layer.config() for layer in layers]
+    n_in = next((c.get("n_in", c.get("n")) for c in known if "n_in" in c or "n" in c), None)
+    if n_in is None:
+        raise SettingError(f"the layers {list(layers)!r} do not say how wide their input is: a Dense layer is missing")
+    width = n_in
+    for position, layer in enumerate(layers):
+        try:
+            width = layer.output_width(width)
+        except ShapeError as error:
+            before = f"layer {position - 1}, {layers[position - 1]!r}, gives width {width}" if position else "the input"
+            raise ShapeError(f"layers do not chain: {before}, but layer {position}: {error}") from None
+    return n_in, width
+
+
+def fused(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers as they run: each `Dense` with the activation directly after it as one `DenseActivation`."""
+    executed: list[Layer] = []
+    for layer in layers:
+        if isinstance(layer, Activation) and executed and isinstance(executed[-1], Dense):
+            executed[-1] = DenseActivation(executed[-1], layer)
+        else:
+            executed.append(layer)
+    return executed
