@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpubp.backend import to_host
+from gpubp.backend import as_array, to_host
 from gpubp.network import Network
 
 EPSILON = 1e-5
@@ -190,15 +190,20 @@ def check_gradients(
         A report: ``.ok``, ``.max_relative_error``, printable.
     """
     other = network.copy(dtype="float64", device="cpu")
-    X, T = to_host(network.inputs(X)).astype(np.float64), to_host(network.targets(T, network.inputs(X)))
-    T = T if T.dtype.kind in "iu" else T.astype(np.float64)
+
+    def on_host(data: Any, name: str) -> Any:
+        return to_host(as_array(data, network.device, name=name))
+
+    X = other.inputs(on_host(X, "X"))
+    T = other.targets(on_host(T, "T"), X)
+    w = None if sample_weight is None else other.sample_weights(on_host(sample_weight, "sample_weight"), X)
     other.adapt(X)
     generator = np.random.default_rng(rng)
 
     def value() -> float:
-        return float(np.sum(other.evaluate(X, T, sample_weight)))  # members of a stack do not touch each other
+        return float(np.sum(other.evaluate_prepared(X, T, w)))  # members of a stack do not touch each other
 
-    _, gradients = other.loss_and_gradients(X, T, sample_weight)
+    _, gradients = other.loss_and_gradients(X, T, w)
     settings: dict[str, Any] = {"epsilon": epsilon, "tolerance": tolerance, "entries": entries, "rng": generator}
     checks = [compare(value, array, gradients[name], name, **settings) for name, array in other.parameters.items()]
     return GradientReport(tuple(checks), tolerance)

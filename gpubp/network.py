@@ -269,12 +269,11 @@ class Network:
         outs: Sequence[Out] | None = None,
         *,
         training: bool = False,
-        rng: np.random.Generator | None = None,
     ) -> tuple[Array, list[dict[str, Array]]]:
         """All layers forward: Y, and what each of `executed` saved. X is checked already."""
         saved = []
         for layer, out in zip(self.executed, outs or self._fresh.forward, strict=True):
-            X, state = layer.forward(X, out, training=training, rng=rng)
+            X, state = layer.forward(X, out, training=training)
             saved.append(state)
         return X, saved
 
@@ -284,8 +283,6 @@ class Network:
         T: Array,
         sample_weight: Array | None,
         buffers: StepBuffers | None = None,
-        *,
-        rng: np.random.Generator | None = None,
     ) -> Array:
         """Forward, loss, backward: fills `dL_dtheta` and returns the loss L of shape () or (E,).
 
@@ -294,10 +291,9 @@ class Network:
             T: As `targets` gives it.
             sample_weight: As `sample_weights` gives it.
             buffers: What to write; None for fresh arrays.
-            rng: Where layers that are random in training draw from.
         """
         buffers = buffers or self._fresh
-        Y, saved = self.run_forward(X, buffers.forward, training=True, rng=rng)
+        Y, saved = self.run_forward(X, buffers.forward, training=True)
         L, state = self.loss.forward(Y, T, sample_weight, buffers.loss)
         gradient = self.loss.backward(state, buffers.loss)  # dL_dY, (..., N, n_out)
         for k in reversed(range(self.first_trained, len(self.executed))):

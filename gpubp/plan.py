@@ -11,8 +11,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from gpubp.backend import Array
 from gpubp.buffers import Buffer, Shape
 from gpubp.network import Network, StepBuffers
@@ -80,7 +78,6 @@ class StepPlan:
         sample_weight: Array | None,
         optimizer: Optimizer,
         *,
-        rng: np.random.Generator | None = None,
         reduce_gradients: Callable[[Array], None] | None = None,
     ) -> Array:
         """One training step on at most `batch_size` examples.
@@ -90,7 +87,6 @@ class StepPlan:
             T: As `Network.targets` gives it.
             sample_weight: As `Network.sample_weights` gives it.
             optimizer: Changes the network's parameters.
-            rng: Where layers that are random in training draw from.
             reduce_gradients: Called with dL_dtheta before the update, to change it in place (an average over
                 processes, say).
 
@@ -98,7 +94,7 @@ class StepPlan:
             The loss before the update, of shape () or (E,).
         """
         network = self.network
-        L = network.run_step(X, T, sample_weight, self.buffers(X.shape[-2]), rng=rng)
+        L = network.run_step(X, T, sample_weight, self.buffers(X.shape[-2]))
         if reduce_gradients is not None:
             reduce_gradients(network.dL_dtheta)
         optimizer.update(network.theta, network.dL_dtheta)

@@ -30,7 +30,7 @@ class Trainer:
         optimizer: The optimizer; it keeps its state from run to run.
         batch_size: Examples in a step; the last, smaller batch of an epoch is trained on too. Larger than N means N.
         shuffle: Whether each epoch visits the examples in another order, a function of (rng, epoch) alone.
-        rng: Seed of that order, and of layers that are random in training.
+        rng: Seed of that order.
         order: An order provider (epoch, N) -> indices, in place of `shuffle` and `rng`.
         callbacks: Look on after each epoch; see `gpubp.callbacks.Callback`.
         reduce_gradients: Called with dL_dtheta before each update, to change it in place: the seam for data
@@ -135,7 +135,7 @@ class Trainer:
         shares = xp.empty((*lead, len(batches)), network.dtype)
         theta, state = network.theta.copy(), self.optimizer.snapshot()
         for b, (X, T, w) in enumerate(batches.epoch(epoch)):
-            L = plan.step(X, T, w, self.optimizer, rng=self._rng(epoch, b), reduce_gradients=self.reduce_gradients)
+            L = plan.step(X, T, w, self.optimizer, reduce_gradients=self.reduce_gradients)
             losses[..., b] = L
             shares[..., b] = X.shape[-2] if w is None else w.sum(axis=-1)
             if bar.due:
@@ -147,31 +147,32 @@ class Trainer:
                 bar.show(done * len(batches) + b + 1, f"{done + 1}/{epochs}", shown, rate)
         seconds = time.perf_counter() - began
         measured_losses = to_host(losses[..., : b + 1]).astype(np.float64)
-        bad = ~np.isfinite(measured_losses).reshape(-1, b + 1).all(axis=0)
+        bad = ~np.isfinite(measured_losses).reshape(-1, b + 1)  # (E, batches), E = 1 for a single network
         if bad.any():
-            self._raise_diverged(plan, batches, theta, state, int(np.flatnonzero(bad)[0]))
+            self._raise_diverged(plan, batches, theta, state, bad)
         network.epochs_trained += 1
         weights = to_host(shares).astype(np.float64)
         loss = (measured_losses * weights).sum(axis=-1) / weights.sum(axis=-1)
         return dict(zip(MEASURES, (epoch + 1, _listed(loss), seconds, batches.N / seconds), strict=True))
 
-    def _rng(self, epoch: int, batch: int) -> np.random.Generator | None:
-        return None
-
-    def _raise_diverged(self, plan: StepPlan, batches: Minibatches, theta: Array, state: Any, bad: int) -> None:
-        """Train the epoch again up to the bad batch, look at every layer there, go back to the epoch's start, raise."""
+    def _raise_diverged(
+        self, plan: StepPlan, batches: Minibatches, theta: Array, state: Any, bad: np.ndarray[Any, Any]
+    ) -> None:
+        """Train the epoch again up to the first bad batch, look at every layer there, go back to its start, raise."""
         network, epoch = self.network, self.network.epochs_trained
+        first = int(np.flatnonzero(bad.any(axis=0))[0])
+        who = "" if network.members is None else f" of member {', '.join(map(str, np.flatnonzero(bad[:, first])))}"
         network.theta[...] = theta
         self.optimizer.restore(state)
         for b, (X, T, w) in enumerate(batches.epoch(epoch)):
-            if b == bad:
+            if b == first:
                 lines = self._largest(X, T, w)
                 break
             plan.step(X, T, w, self.optimizer, reduce_gradients=self.reduce_gradients)
         network.theta[...] = theta
         self.optimizer.restore(state)
         raise TrainingDivergedError(
-            f"the loss is not a finite number in epoch {epoch + 1}, batch {bad + 1} of {len(batches)}.\n"
+            f"the loss{who} is not a finite number in epoch {epoch + 1}, batch {first + 1} of {len(batches)}.\n"
             + "\n".join(lines)
             + f"\nThe weights are those from before this epoch. Try a smaller learning rate than "
             f"{self.optimizer.learning_rate}, or inputs that a Standardize layer has scaled."

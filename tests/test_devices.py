@@ -112,7 +112,9 @@ def test_a_model_travels_between_devices_through_its_file(device, tmp_path):
 
 def test_a_network_on_a_device_is_checked_on_the_cpu(device):
     X, T, _ = data(5)
-    assert gpubp.check_gradients(gpubp.mlp([6, 9, 3], device=device), X, T).ok
+    net = gpubp.mlp([6, 9, 3], device=device)
+    assert gpubp.check_gradients(net, X, T).ok
+    assert gpubp.check_gradients(net, gpubp.to_device(X, device), gpubp.to_device(T, device)).ok
 
 
 def test_divergence_is_told_on_a_device_too(device):

@@ -301,6 +301,14 @@ def test_standardize_takes_population_statistics_and_one_for_a_constant_column()
     np.testing.assert_allclose(Y.std(axis=0), [1, 1, 0], atol=1e-9)
 
 
+def test_standardize_takes_its_rows_in_blocks_that_do_not_show():
+    X = np.random.default_rng(0).normal(size=(2, 9000, 2)) + [5, -5]
+    layer = gpubp.Standardize(2)
+    layer.adapt(X)
+    np.testing.assert_allclose(layer.constants["mean"], X.mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(layer.constants["scale"], X.std(axis=1), rtol=1e-12)
+
+
 def test_standardize_in_float32_keeps_the_digits_of_a_far_away_column():
     X = (np.arange(64.0)[:, None] + 1e6).astype("float32")
     layer = gpubp.Standardize(1)

@@ -159,6 +159,7 @@ def test_divergence_names_epoch_batch_and_layers_and_brings_the_weights_back(mem
     message = str(caught.value)
     assert "epoch 3, batch 3 of 3" in message or "epoch 3, batch 2 of 3" in message
     assert "Dense(4, 6) + ReLU()" in message
+    assert ("of member 0" in message) == (members is not None)
     assert "largest |activation|" in message
     assert "smaller learning rate than 1000000000000.0" in message
     np.testing.assert_array_equal(net.theta, kept)

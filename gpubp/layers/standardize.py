@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 
 import numpy as np
@@ -11,6 +11,7 @@ from gpubp.backend import Array, array_module
 from gpubp.buffers import Buffer, Shape
 from gpubp.errors import NotReadyError, SettingError, ShapeError
 from gpubp.layers.base import Layer
+from gpubp.ops.gather import row_slices
 from gpubp.rules import Rule
 
 
@@ -73,11 +74,15 @@ class Standardize(Layer):
         self.output_width(X.shape[-1])
         if X.shape[-2] == 0:
             raise ShapeError("Standardize: no rows to take a mean and a standard deviation of")
-        xp = array_module(X)
+        xp, N = array_module(X), X.shape[-2]
         first = X[..., :1, :].astype(xp.float64)
-        shifted = X - first  # float64, and exactly 0 in a column that does not vary, whatever its value
-        mean = shifted.mean(axis=-2)  # (..., n)
-        variance = ((shifted - mean[..., None, :]) ** 2).mean(axis=-2)  # (..., n)
+
+        def shifted() -> Iterator[Array]:
+            """X - first in float64, some rows at a time: exactly 0 in a column that does not vary."""
+            return (X[..., rows, :] - first for rows in row_slices(N, 4096))
+
+        mean = sum(block.sum(axis=-2) for block in shifted()) / N  # (..., n)
+        variance = sum(((block - mean[..., None, :]) ** 2).sum(axis=-2) for block in shifted()) / N  # (..., n)
         scale = xp.sqrt(xp.where(variance > 0, variance, 1.0))
         self.constants["mean"] = (mean + first[..., 0, :]).astype(X.dtype)
         self.constants["scale"] = scale.astype(X.dtype)
