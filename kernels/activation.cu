@@ -4,8 +4,9 @@
 //     backward    dL_dZ = dL_dY * f'(saved),   dL_db = sum of dL_dZ over the N rows
 //
 // E members of a stack, N examples (rows), n columns; all matrices are contiguous. threadIdx.x runs along a row, so
-// that neighbouring threads read neighbouring numbers; threadIdx.y runs over rows. The launcher, gpubp/ops/activation.py,
-// makes blocks narrow where n is small. Every grid dimension is looped over, so a grid of any size is correct.
+// that neighbouring threads read neighbouring numbers; threadIdx.y runs over rows. The launcher in
+// gpubp/ops/activation.py makes blocks narrow where n is small. Every grid dimension is looped over, so that a grid of
+// any size is correct.
 //
 // The sum has two stages, without atomics: rows are cut into C chunks, activation_backward sums within a chunk, and
 // sum_partials adds the chunks up. C depends on the shape alone, so runs repeat bit for bit.
@@ -21,7 +22,8 @@ __global__ void bias_activation(T* Z,        // (E, N, n); becomes Z + b where t
     for (Index e = blockIdx.z; e < E; e += gridDim.z) {
         for (Index j = blockIdx.x * Index(blockDim.x) + threadIdx.x; j < n; j += Index(gridDim.x) * blockDim.x) {
             const T b_j = b ? b[e * b_stride + j] : 0;
-            for (Index row = blockIdx.y * Index(blockDim.y) + threadIdx.y; row < N; row += Index(gridDim.y) * blockDim.y) {
+            const Index row_step = Index(gridDim.y) * blockDim.y;
+            for (Index row = blockIdx.y * Index(blockDim.y) + threadIdx.y; row < N; row += row_step) {
                 const Index i = (e * N + row) * n + j;
                 const T z = Z[i] + b_j;
                 if (b && !Activation::from_output) Z[i] = z;
