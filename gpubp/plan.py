@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from gpubp.backend import Array
 from gpubp.buffers import Buffer, Shape
+from gpubp.errors import ShapeError
 from gpubp.network import Network, StepBuffers
 from gpubp.optimizers.base import Optimizer
 
@@ -101,7 +102,15 @@ class StepPlan:
         return L
 
     def buffers(self, N: int) -> StepBuffers:
-        """Views of the workspace for a step of N examples; the last, smaller batch of an epoch uses the same memory."""
+        """Views of the workspace for a step of N examples; the last, smaller batch of an epoch uses the same memory.
+
+        Raises:
+            ShapeError: N is larger than the plan's batch size.
+        """
+        if N > self.batch_size:
+            raise ShapeError(
+                f"{N} examples in a step that was planned for at most {self.batch_size}: make a new StepPlan"
+            )
         if N not in self._buffers:
             layers = range(len(self.network.executed))
             forward: list[dict[str, Array]] = [{} for _ in layers]

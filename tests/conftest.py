@@ -46,7 +46,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say loudly how much was not checked."""
-    skipped = [report for report in terminalreporter.getreports("skipped") if "gpu" in report.keywords]
+    skipped = [report for report in terminalreporter.getreports("skipped") if "gpu" in getattr(report, "keywords", ())]
     if skipped:
         terminalreporter.write_line(
             f"{len(skipped)} GPU checks skipped: no CUDA device here ({why_no_cuda()})", yellow=True, bold=True

@@ -316,6 +316,13 @@ def test_standardize_in_float32_keeps_the_digits_of_a_far_away_column():
     np.testing.assert_allclose(layer.constants["scale"], X.astype(float).std(axis=0), rtol=1e-6)
 
 
+def per_member():
+    """A Standardize with statistics of its own for each of two members."""
+    layer = gpubp.Standardize(3)
+    layer.adapt(normal((2, 5, 3), 1))
+    return layer
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
@@ -329,6 +336,7 @@ def test_standardize_in_float32_keeps_the_digits_of_a_far_away_column():
         (lambda: gpubp.Standardize(3).adapt(np.ones((4, 2))), ShapeError, "width 3, not 2"),
         (lambda: gpubp.Standardize(3).adapt(np.ones((0, 3))), ShapeError, "no rows"),
         (lambda: gpubp.Standardize(3).forward(np.ones((4, 3))), NotReadyError, r"call adapt\(X\)"),
+        (lambda: per_member().forward(np.ones((4, 3))), ShapeError, r"each member.*\(2, 3\).*X of shape \(4, 3\)"),
         (lambda: gpubp.Dense(3, 2).forward(np.ones((4, 3))), NotReadyError, r"initialize\(\)"),
         (lambda: gpubp.Sigmoid().forward(np.ones(3)), ShapeError, r"shape \(3,\)"),
         (lambda: gpubp.Sigmoid().forward(np.ones((3, 1), int)), ShapeError, "int64"),

@@ -109,6 +109,30 @@ def test_a_snapshot_brings_everything_back():
     np.testing.assert_array_equal(theta, after_one)
 
 
+@pytest.mark.parametrize("rates", [0.5, [0.5, 0.25]])
+def test_a_new_learning_rate_counts_from_the_next_update_on(rates):
+    theta, gradient = np.zeros((2, 3)), np.ones((2, 3))
+    optimizer = gpubp.SGD(1.0)
+    optimizer.update(theta, gradient)
+    optimizer.learning_rate = rates
+    optimizer.update(theta, gradient)
+    np.testing.assert_array_equal(theta[:, 0], -1 - np.broadcast_to(rates, 2))
+    optimizer.learning_rate = 0.125
+    optimizer.update(theta, gradient)
+    np.testing.assert_array_equal(theta[:, 0], -1.125 - np.broadcast_to(rates, 2))
+    with pytest.raises(SettingError, match="learning_rate=-1"):
+        optimizer.learning_rate = -1
+
+
+def test_a_gradient_in_another_buffer_is_looked_at_too():
+    theta, optimizer = np.zeros(3), gpubp.SGD(1.0, momentum=0.5)
+    optimizer.update(theta, np.ones(3))
+    optimizer.update(theta, np.full(3, 100.0))
+    np.testing.assert_array_equal(theta, np.full(3, -1 - 100.5))
+    with pytest.raises(ShapeError, match=r"shape \(3,\), its gradient \(2,\)"):
+        optimizer.update(theta, np.ones(2))
+
+
 def test_an_optimizer_stays_with_its_network_until_it_is_reset():
     optimizer = gpubp.SGD(0.1, momentum=0.9)
     first, second, gradient = np.ones(3), np.ones(3), np.ones(3)

@@ -10,6 +10,7 @@ import pytest
 from cases import lead
 
 import gpubp
+from gpubp.errors import ShapeError
 from gpubp.plan import StepPlan
 
 NETS = {
@@ -108,6 +109,15 @@ def test_a_step_allocates_nothing_that_grows_with_the_batch(loss, optimizer, mem
     # The smallest array of a step that grows with the batch, N numbers, takes 16 KiB; its largest 2 MiB. What is left
     # are views and the fixed-size buffers through which NumPy casts and which it uses for reductions.
     assert peak < 160 * 1024, peak
+
+
+def test_a_step_larger_than_planned_is_refused():
+    net = gpubp.mlp([6, 3], device="cpu", rng=0)
+    X, T, _ = data(net, 4, None)
+    kept = net.theta.copy()
+    with pytest.raises(ShapeError, match="4 examples in a step that was planned for at most 3"):
+        StepPlan(net, 3).step(X, T, None, gpubp.SGD(0.1))
+    np.testing.assert_array_equal(net.theta, kept)
 
 
 def test_gradients_can_be_changed_before_the_update():

@@ -153,7 +153,6 @@ def test_divergence_names_epoch_batch_and_layers_and_brings_the_weights_back(mem
     quiet(net, X, T, optimizer=optimizer, epochs=2, batch_size=20)
     kept, velocity = net.theta.copy(), optimizer.state["V"].copy()
     optimizer.learning_rate = 1e12
-    optimizer._tiles = [(xp, 1e12, *rest) for xp, _, *rest in optimizer._tiles]
     with pytest.raises(TrainingDivergedError) as caught:
         quiet(net, X, T, optimizer=optimizer, epochs=5, batch_size=20)
     message = str(caught.value)
@@ -213,6 +212,10 @@ BAD = [
     ({"T": T + 1}, DataError, "class index 3"),
     ({"T": T[:-1]}, ShapeError, r"shape \(9,\)"),
     ({"sample_weight": -np.ones(10)}, DataError, "negative"),
+    ({"order": lambda epoch, N: np.arange(N - 1)}, ShapeError, r"int64 \(9,\); whole numbers \(10,\) are needed"),
+    ({"order": lambda epoch, N: np.arange(N) * 1.0}, ShapeError, "float64"),
+    ({"order": lambda epoch, N: np.arange(N) + 1}, DataError, "from 1 to 10, not within 0 to 9"),
+    ({"order": lambda epoch, N: np.arange(N) - 1}, DataError, "from -1 to 8"),
     ({"validation": (X[:, :3], T)}, ShapeError, "3 features"),
     ({"callbacks": [gpubp.EarlyStopping()]}, SettingError, r"pass validation=\(X, T\)"),
 ]

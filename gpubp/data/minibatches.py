@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpubp.backend import Array, Device
+from gpubp.errors import DataError, ShapeError
 from gpubp.ops.gather import example_axis, example_rows, gather, row_slices
 
 Order = Callable[[int, int], NDArray[np.intp] | None]
@@ -50,15 +51,31 @@ class Minibatches:
         return -(-self.N // self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Array, Array, Array | None]]:
-        """The batches X, T, sample_weight of one epoch; the arrays are valid until the next batch is asked for."""
+        """The batches X, T, sample_weight of one epoch; the arrays are valid until the next batch is asked for.
+
+        Raises:
+            ShapeError, DataError: The order provider gave something else than N indices of examples.
+        """
         order = self._order(epoch, self.N)
-        index: Array = None if order is None else self._device.module.asarray(order)
+        index: Array = None if order is None else self._device.module.asarray(self._checked(order))
         for rows in row_slices(self.N, self.batch_size):
             yield (
                 self._take("X", self.X, rows, index),
                 self._take("T", self.T, rows, index),
                 None if self.sample_weight is None else self._take("w", self.sample_weight, rows, index),
             )
+
+    def _checked(self, order: NDArray[np.intp]) -> NDArray[np.intp]:
+        order = np.asarray(order)
+        if order.shape != (self.N,) or order.dtype.kind not in "iu":
+            raise ShapeError(
+                f"the order of an epoch is {order.dtype} {order.shape}; whole numbers ({self.N},) are needed"
+            )
+        if order.min() < 0 or order.max() >= self.N:
+            raise DataError(
+                f"the order of an epoch runs from {order.min()} to {order.max()}, not within 0 to {self.N - 1}"
+            )
+        return order
 
     def _take(self, name: str, data: Array, rows: slice, index: Array) -> Array:
         selected: Any = (..., rows) if name == "w" else example_rows(data, rows)

@@ -102,6 +102,11 @@ class Standardize(Layer):
         """``Y = (X - mean) / scale``; see `Layer.forward`."""
         if not self.adapted:
             raise NotReadyError(f"{self!r} has no mean and scale yet: call adapt(X), or fit the network")
+        if self.constants["mean"].ndim >= X.ndim:
+            raise ShapeError(
+                f"{self!r} has a mean and a scale for each member of a stack (shape {self.constants['mean'].shape}), "
+                f"so X of shape {X.shape} needs the members' axis too"
+            )
         out = self._output(X, out)
         xp, Y = array_module(X), out["Y"]
         xp.subtract(X, self.constants["mean"][..., None, :], out=Y)  # (..., N, n) - (..., 1, n)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpubp.backend import Array
+from gpubp.backend import Array, array_module
 from gpubp.errors import SettingError, ShapeError
 from gpubp.ops import tiles
 
@@ -34,14 +34,25 @@ class Optimizer:
         Optimizer.by_name[cls.__name__.lower()] = cls
 
     def __init__(self, learning_rate: Any) -> None:
-        rates = np.asarray(learning_rate, dtype=float)
-        if rates.ndim > 1 or not (np.isfinite(rates) & (rates > 0)).all():
-            raise SettingError(f"{type(self).__name__}: learning_rate={learning_rate!r} is not positive and finite")
-        self.learning_rate = float(rates) if rates.ndim == 0 else rates.tolist()
+        self.learning_rate = learning_rate
         self.steps = 0
         self.state: dict[str, Array] = {}
         self._theta: Array = None
+        self._dL_dtheta: Array = None
         self._tiles: list[tuple[Any, ...]] = []
+
+    @property
+    def learning_rate(self) -> float | list[float]:
+        """The learning rate, or that of each member of a stack; a new one counts from the next update on."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        rates = np.asarray(learning_rate, dtype=float)
+        if rates.ndim > 1 or not (np.isfinite(rates) & (rates > 0)).all():
+            raise SettingError(f"{type(self).__name__}: learning_rate={learning_rate!r} is not positive and finite")
+        self._learning_rate: float | list[float] = float(rates) if rates.ndim == 0 else rates.tolist()
+        self._rates: Array = None
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as plain JSON."""
@@ -60,16 +71,18 @@ class Optimizer:
         Raises:
             ShapeError: The optimizer holds the state of another network, or learning rates for another stack.
         """
-        if theta is not self._theta:
+        if theta is not self._theta or dL_dtheta is not self._dL_dtheta:
             self._attach(theta, dL_dtheta)
+        rate, rates = self._learning_rate, self._member_rates()
         self.steps += 1
         self._begin(self.steps)
-        for xp, rate, *arrays in self._tiles:
-            self._update(xp, rate, *arrays)
+        for xp, rows, *arrays in self._tiles:
+            self._update(xp, rate if rates is None else rates[rows], *arrays)
 
     def reset(self) -> None:
         """Forget the state, and with it the network that it belongs to."""
-        self.steps, self.state, self._theta, self._tiles = 0, {}, None, []
+        self.steps, self.state, self._tiles = 0, {}, []
+        self._theta = self._dL_dtheta = self._rates = None
 
     def snapshot(self) -> tuple[int, dict[str, Array]]:
         """A copy of the state, for `restore`."""
@@ -82,25 +95,20 @@ class Optimizer:
             array[...] = state.get(name, 0)
 
     def _attach(self, theta: Array, dL_dtheta: Array) -> None:
-        if self._theta is not None:
+        if self._theta is not None and theta is not self._theta:
             raise ShapeError(
                 f"this {type(self).__name__} holds the state of another network: use a new one, or call reset() on it"
             )
+        if theta.shape != dL_dtheta.shape:
+            raise ShapeError(f"theta has shape {theta.shape}, its gradient {dL_dtheta.shape}: they must be equal")
         xp, scratch = tiles.prepare(theta)
-        rates: Any = self.learning_rate
-        if isinstance(rates, list):
-            if theta.ndim != 2 or len(rates) != theta.shape[0]:
-                raise ShapeError(
-                    f"{len(rates)} learning rates were given for a "
-                    + (f"stack of {theta.shape[0]} networks" if theta.ndim == 2 else "single network")
-                )
-            rates = xp.asarray(rates, dtype=theta.dtype)[:, None]  # (E, 1): one for each row
-        self.state = {name: xp.zeros_like(theta) for name in self.state_names}
-        self._theta = theta
+        if self._theta is None:
+            self.state = {name: xp.zeros_like(theta) for name in self.state_names}
+        self._theta, self._dL_dtheta = theta, dL_dtheta
         self._tiles = [
             (
                 xp,
-                rates if isinstance(rates, float) else rates[tile[:-1]],
+                tile[:-1],
                 theta[tile],
                 dL_dtheta[tile],
                 *(self.state[name][tile] for name in self.state_names),
@@ -108,6 +116,18 @@ class Optimizer:
             )
             for tile, part in tiles.over(theta, scratch)
         ]
+
+    def _member_rates(self) -> Array:
+        """The learning rates as an array (E, 1), one for each row of theta; None where there is one for all."""
+        rates, theta = self._learning_rate, self._theta
+        if isinstance(rates, list) and self._rates is None:
+            if theta.ndim != 2 or len(rates) != theta.shape[0]:
+                raise ShapeError(
+                    f"{len(rates)} learning rates were given for a "
+                    + (f"stack of {theta.shape[0]} networks" if theta.ndim == 2 else "single network")
+                )
+            self._rates = array_module(theta).asarray(rates, dtype=theta.dtype)[:, None]
+        return self._rates
 
     def _begin(self, step: int) -> None:
         """Compute what is the same for all tiles of the given step, counted from 1."""
