@@ -1,0 +1,59 @@
+"""``gpubp info``: what this machine offers, and why a GPU is used or not."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from collections.abc import Iterator
+
+import numpy as np
+
+import gpubp
+
+
+def info() -> None:
+    """Show versions, devices, and why a GPU is used or not."""
+    for name, value in _facts():
+        print(f"{name + ':':<16}{value}")
+
+
+def _facts() -> Iterator[tuple[str, str]]:
+    yield "gpubp", gpubp.__version__
+    yield "Python", f"{platform.python_version()} on {platform.platform()}"
+    yield "NumPy", np.__version__
+    yield "BLAS", _blas()
+    yield "CPU cores", f"{os.cpu_count()}{_usable_cores()}"
+    reason = gpubp.why_no_cuda()
+    if reason is None:
+        yield from _cuda_facts()
+    yield "device 'auto'", str(gpubp.resolve_device("auto"))
+    yield "GPU", "used" if reason is None else f"not used: {reason}"
+
+
+def _usable_cores() -> str:
+    if not hasattr(os, "sched_getaffinity"):
+        return ""
+    return f", {len(os.sched_getaffinity(0))} usable by this process"
+
+
+def _blas() -> str:
+    found = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
+    name = f"{found.get('name', 'unknown')} {found.get('version', '')}".strip()
+    try:
+        pools = importlib.import_module("threadpoolctl").threadpool_info()
+    except ImportError:  # comes with scikit-learn; the number of threads is a courtesy
+        return name
+    threads = [str(pool["num_threads"]) for pool in pools if pool["user_api"] == "blas"]
+    return f"{name}, {threads[0]} threads" if threads else name
+
+
+def _cuda_facts() -> Iterator[tuple[str, str]]:
+    cupy = importlib.import_module("cupy")
+    runtime = cupy.cuda.runtime
+    yield "CuPy", f"{cupy.__version__}, CUDA runtime {runtime.runtimeGetVersion()}, driver {runtime.driverGetVersion()}"
+    for index in range(runtime.getDeviceCount()):
+        name = runtime.getDeviceProperties(index)["name"].decode()
+        with cupy.cuda.Device(index):
+            free, total = runtime.memGetInfo()
+        yield f"cuda:{index}", f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
