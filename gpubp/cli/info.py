@@ -24,6 +24,7 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "NumPy", np.__version__
     yield "BLAS", _blas()
     yield "CPU cores", f"{os.cpu_count()}{_usable_cores()}"
+    yield "memory", _memory()
     reason = gpubp.why_no_cuda()
     if reason is None:
         yield from _cuda_facts()
@@ -35,6 +36,14 @@ def _usable_cores() -> str:
     if not hasattr(os, "sched_getaffinity"):
         return ""
     return f", {len(os.sched_getaffinity(0))} usable by this process"
+
+
+def _memory() -> str:
+    try:
+        free, total = (os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):  # these are facts that not every system tells
+        return "unknown"
+    return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
 
 
 def _blas() -> str:

@@ -18,7 +18,7 @@ from gpubp.cli.scores import confusion, print_confusion, score_text, scores
 from gpubp.data.encoding import TableEncoder
 from gpubp.data.splits import Split, split_rows
 from gpubp.data.tables import Table, listed
-from gpubp.errors import GpubpError, SettingError
+from gpubp.errors import SettingError
 
 _VALIDATION = 0.15
 _PATIENCE = 20
@@ -87,22 +87,18 @@ def train(
 
     learned, began = encoder.standardize_targets(T), time.perf_counter()
     stopping = gpubp.EarlyStopping(patience=_PATIENCE)
-    try:
-        history = gpubp.fit(
-            net,
-            X[split.train],
-            learned[split.train],
-            optimizer=method,
-            epochs=epochs,
-            batch_size=batch_size,
-            validation=(X[split.validation], learned[split.validation]),
-            callbacks=[stopping],
-            rng=seed,
-            progress=not quiet,
-        )
-    except gpubp.TrainingDivergedError as error:
-        first = str(error).splitlines()[0]
-        raise GpubpError(f"{first} Try a smaller --learning-rate than {learning_rate:g}") from error
+    history = gpubp.fit(
+        net,
+        X[split.train],
+        learned[split.train],
+        optimizer=method,
+        epochs=epochs,
+        batch_size=batch_size,
+        validation=(X[split.validation], learned[split.validation]),
+        callbacks=[stopping],
+        rng=seed,
+        progress=not quiet,
+    )
     if not quiet:
         seconds = time.perf_counter() - began
         print(f"trained: {len(history)} epochs in {seconds:.1f} s; the best one, {int(stopping.best_epoch)}, is kept")

@@ -43,6 +43,7 @@ def test_info_says_what_there_is():
     assert lines["NumPy"].strip() == np.__version__
     assert lines["CPU cores"].strip().startswith(str(os.cpu_count()))
     assert lines["BLAS"].strip()
+    assert lines["memory"].strip().endswith("GiB free")
     reason = gpubp.why_no_cuda()
     assert lines["GPU"].strip() == ("used" if reason is None else f"not used: {reason}")
 

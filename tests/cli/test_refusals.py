@@ -112,10 +112,14 @@ def test_data_that_is_not_there(pets, folder):
     assert said == "error: pets.csv has no column 'kidn'. Did you mean 'kind'? Its columns: weight, colour, kind\n"
 
 
-def test_a_loss_that_explodes_is_one_line(pets):
+def test_a_loss_that_explodes_is_told_with_its_place(pets):
     outcome = run("train", pets, "--target", "kind", "--learning-rate", "1e30", "--quiet")
     assert outcome.exit_code == 1
-    assert re.fullmatch(r"error: the loss is not a finite number .* Try a smaller --learning-rate.*\n", outcome.stderr)
+    first, *table, last = outcome.stderr.splitlines()
+    assert re.fullmatch(r"error: the loss is not a finite number in epoch \d+, batch \d+ of \d+\.", first)
+    assert "largest |activation|" in table[0]
+    assert any(line.strip().startswith("Dense(") for line in table)
+    assert "Try a smaller learning rate than 1e+30" in last
     assert sorted(path.name for path in Path().iterdir()) == ["pets.csv"]
 
 

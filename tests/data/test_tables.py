@@ -77,6 +77,7 @@ def test_numbers_are_read_back_exactly(tmp_path_factory, rows, delimiter):
         ("a;b\n1,5;2,5\n", {"a": ["1,5"], "b": ["2,5"]}),
         ("a\tb\nx, y\tz; z\n", {"a": ["x, y"], "b": ["z; z"]}),
         ("height, m;weight, kg;y\n1;2;3\n", {"height, m": ["1"], "weight, kg": ["2"], "y": ["3"]}),
+        ('a, b;c\n"1";"2"\n', {"a, b": ["1"], "c": ["2"]}),
         ("only\n1\n2\n", {"only": ["1", "2"]}),
         (" a , b \n 1 , 2 \n", {"a": ["1"], "b": ["2"]}),
         ('a, "b, c"\n1, "2, 3"\n', {"a": ["1"], "b, c": ["2, 3"]}),
@@ -199,6 +200,8 @@ def test_an_unknown_column_is_told_with_the_closest_and_all():
     with pytest.raises(DataError) as error:
         table.cells("weigth")
     assert str(error.value) == "t.csv has no column 'weigth'. Did you mean 'Weight'? Its columns: Age, Weight"
+    with pytest.raises(DataError, match="no column 'AGES'. Did you mean 'Age'"):
+        table.cells("AGES")
     with pytest.raises(DataError, match=r"no column 'xyz'\. Its columns"):
         table.cells("xyz")
 
