@@ -81,7 +81,10 @@ def array_module(*arrays: Array) -> ModuleType:
     Raises:
         DeviceError: The arrays live on different devices, or one of them is no array.
     """
-    if all(type(array) is np.ndarray for array in arrays):  # the common case, fast
+    for array in arrays:
+        if type(array) is not np.ndarray:
+            break
+    else:  # the common case, and a plain loop is the fastest way to it
         return np
     devices = [device_of(array) for array in arrays]
     for position, device in enumerate(devices[1:], start=2):

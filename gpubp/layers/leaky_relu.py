@@ -49,4 +49,5 @@ class LeakyReLU(Activation):
     def derivative(self, xp: ModuleType, saved: Array, out: Array) -> None:
         """``out = 1 where Y > 0, else slope``."""
         xp.greater(saved, 0, out=out)
-        xp.maximum(out, self.slope, out=out)
+        xp.multiply(out, 1 - self.slope, out=out)
+        xp.add(out, self.slope, out=out)

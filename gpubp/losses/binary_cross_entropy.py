@@ -52,7 +52,7 @@ class BinaryCrossEntropy(Loss):
         out = self._output(Y, out)
         xp, w = array_module(Y, T), self._weights(Y, sample_weight, out)
         P, softplus = out["P"], out["softplus"]
-        xp.logaddexp(0, Y, out=softplus)  # log(1 + exp(Y)), (..., N, K)
+        elementary.softplus(xp, Y, softplus, P)  # (..., N, K)
         xp.multiply(T, Y, out=P)  # (..., N, K)
         xp.subtract(softplus, P, out=softplus)
         losses = softplus.sum(axis=-1, out=out["losses"])  # (..., N)

@@ -60,7 +60,7 @@ class SoftmaxCrossEntropy(Loss):
             T = xp.equal(T[..., None], xp.arange(Y.shape[-1]), out=out["T"])  # (..., N, K), one-hot
         log_total = elementary.log_softmax_parts(Y, S, P, out["log_total"])  # (..., N)
         xp.multiply(S, T, out=S)  # (..., N, K)
-        losses = S.sum(axis=-1, out=out["losses"])  # (..., N)
+        losses = elementary.row_sum(S, out["losses"])  # (..., N)
         xp.subtract(log_total, losses, out=losses)  # as sum_k T = 1, the shift of the scores cancels
         return self._mean(losses, w), {"P": P, "T": T, "w": w}
 

@@ -74,10 +74,10 @@ def bias_activation(
     if _has_kernel(function, xp):
         return _launch_bias_activation(function, xp, Z, b, Y)
     scratch = workspace["scratch"]
-    for rows in _row_blocks(xp, Z.shape):
-        Z_rows, Y_rows = Z[..., rows, :], Y[..., rows, :]
-        if b is not None:
-            xp.add(Z_rows, b[..., None, :], out=Z_rows)
+    b_row = None if b is None else b[..., None, :]  # (..., 1, n)
+    for Z_rows, Y_rows in _row_blocks(xp, Z, Y):
+        if b_row is not None:
+            xp.add(Z_rows, b_row, out=Z_rows)
         function.evaluate(xp, Z_rows, Y_rows, scratch[..., : Z_rows.shape[-2], :])
     return Y
 
@@ -111,11 +111,10 @@ def activation_backward(
     scratch, partial_sum = workspace["scratch"], workspace["partial_sums"][..., 0, :]
     if dL_db is not None:
         dL_db[...] = 0
-    for rows in _row_blocks(xp, dL_dZ.shape):
-        saved_rows, dL_dZ_rows = saved[..., rows, :], dL_dZ[..., rows, :]
+    for dL_dY_rows, saved_rows, dL_dZ_rows in _row_blocks(xp, dL_dY, saved, dL_dZ):
         derivative = scratch[..., : saved_rows.shape[-2], :]
         function.derivative(xp, saved_rows, derivative)
-        xp.multiply(dL_dY[..., rows, :], derivative, out=dL_dZ_rows)
+        xp.multiply(dL_dY_rows, derivative, out=dL_dZ_rows)
         if dL_db is not None:
             dL_dZ_rows.sum(axis=-2, out=partial_sum)
             xp.add(dL_db, partial_sum, out=dL_db)
@@ -132,9 +131,15 @@ def _block_rows(xp: ModuleType, shape: tuple[int, ...]) -> int:
     return min(rows, max(1, BLOCK_ELEMENTS // max(1, math.prod(members) * columns)))
 
 
-def _row_blocks(xp: ModuleType, shape: tuple[int, ...]) -> Iterator[slice]:
-    step = max(1, _block_rows(xp, shape))
-    return (slice(start, start + step) for start in range(0, shape[-2], step))
+def _row_blocks(xp: ModuleType, *arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """The same rows of each array, block by block; the arrays themselves where one block holds all."""
+    rows = arrays[0].shape[-2]
+    step = max(1, _block_rows(xp, arrays[0].shape))
+    if rows <= step:
+        yield arrays
+    else:
+        for start in range(0, rows, step):
+            yield tuple(array[..., start : start + step, :] for array in arrays)
 
 
 # The kernels: shapes of the launch, and its arguments.

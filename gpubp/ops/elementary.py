@@ -12,11 +12,11 @@ from gpubp.backend import Array, array_module
 def sigmoid(xp: ModuleType, X: Array, out: Array) -> Array:
     """``1 / (1 + exp(-X))``, elementwise; `out` may be X.
 
-    The exponent is capped where exp would overflow, at sigmoid values below the smallest normal number.
+    Where exp overflows to infinity the quotient is 0, and the sigmoid is below the smallest normal number.
     """
     xp.negative(X, out=out)
-    xp.minimum(out, float(np.log(np.finfo(out.dtype).max)) - 1, out=out)
-    xp.exp(out, out=out)
+    with np.errstate(over="ignore"):
+        xp.exp(out, out=out)
     xp.add(out, 1, out=out)
     return xp.divide(1, out, out=out)
 
@@ -34,9 +34,41 @@ def log_softmax_parts(Y: Array, S: Array, P: Array, log_total: Array) -> Array:
     """
     xp = array_module(Y)
     column = log_total[..., None]  # (..., N, 1), a view
-    Y.max(axis=-1, keepdims=True, out=column)
+    row_max(Y, log_total, S)
     xp.subtract(Y, column, out=S)
     xp.exp(S, out=P)
-    P.sum(axis=-1, keepdims=True, out=column)
+    row_sum(P, log_total)
     xp.divide(P, column, out=P)
     return xp.log(log_total, out=log_total)
+
+
+NARROW = 64
+"""NumPy reduces a row in 15 to 40 ns and more; many rows up to this length are faster reduced column by column."""
+
+
+def row_max(Y: Array, out: Array, scratch: Array) -> Array:
+    """The maximum of each row: (..., N, K) -> (..., N); `scratch`, contiguous and of the shape of Y, is overwritten."""
+    *members, N, K = Y.shape
+    if isinstance(Y, np.ndarray) and K <= NARROW < N:
+        columns = scratch.reshape(*members, K, N)
+        np.copyto(columns, Y.mT)
+        return columns.max(axis=-2, out=out)
+    return Y.max(axis=-1, out=out)
+
+
+def row_sum(Y: Array, out: Array) -> Array:
+    """The sum of each row: (..., N, K) -> (..., N)."""
+    if isinstance(Y, np.ndarray) and Y.shape[-2] > NARROW:
+        return np.matmul(Y, np.ones(Y.shape[-1], Y.dtype), out=out)
+    return Y.sum(axis=-1, out=out)
+
+
+def softplus(xp: ModuleType, X: Array, out: Array, scratch: Array) -> Array:
+    """``log(1 + exp(X)) = max(X, 0) + log1p(exp(-abs(X)))``, elementwise; neither `out` nor `scratch` is X."""
+    xp.absolute(X, out=out)
+    xp.negative(out, out=out)
+    xp.exp(out, out=out)
+    xp.log1p(out, out=out)
+    scratch.fill(0)  # numpy.maximum is five times as fast with an array as with a number
+    xp.maximum(X, scratch, out=scratch)
+    return xp.add(out, scratch, out=out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from gpubp.backend import Array, array_module
 
 
@@ -11,4 +13,7 @@ def matmul(A: Array, B: Array, out: Array) -> Array:
     A transposed view (``.mT``) costs nothing: the BLAS reads it as it lies. A shared factor without the leading
     axis is used by every member of the stack.
     """
-    return array_module(A, B, out).matmul(A, B, out=out)
+    xp = array_module(A, B, out)
+    if xp is np and A.shape[-1] == 1:  # an outer product, which numpy.matmul computes at a tenth of the speed
+        return np.dot(A, B, out=out) if A.ndim == B.ndim == 2 else np.multiply(A, B, out=out)
+    return xp.matmul(A, B, out=out)

@@ -9,8 +9,8 @@ import numpy as np
 
 from gpubp.backend import Array, array_module
 
-TILE_ELEMENTS = 16384
-"""Elements of one array in a CPU tile; Adam's five float32 arrays of that size take 320 KiB."""
+TILE_ELEMENTS = 65536
+"""Elements of one array in a CPU tile; Adam's five float32 arrays of that size take 1.25 MiB."""
 
 Tile = tuple[slice, ...]
 

@@ -57,8 +57,8 @@ class Adam(Optimizer):
         xp.add(V, scratch, out=V)
 
         xp.sqrt(V, out=scratch)
-        xp.divide(scratch, self._correction2, out=scratch)
-        xp.add(scratch, self.epsilon, out=scratch)
+        # The square root of V_hat is that of V / correction2: multiply numerator and denominator by correction2.
+        xp.add(scratch, self.epsilon * self._correction2, out=scratch)
         xp.divide(M, scratch, out=scratch)
-        xp.multiply(scratch, rate / self._correction1, out=scratch)
+        xp.multiply(scratch, rate * (self._correction2 / self._correction1), out=scratch)
         xp.subtract(theta, scratch, out=theta)
