@@ -15,14 +15,13 @@ def chained_widths(layers: Sequence[Layer]) -> tuple[int, int]:
 
     Raises:
         ShapeError: Neighbouring layers do not fit; the message names them and their widths.
-        SettingError: A layer stands twice in the list, or no layer says how wide its input is.
+        SettingError: A layer stands twice in the list, or none has parameters.
     """
     if len({id(layer) for layer in layers}) < len(layers):
         raise SettingError("the same layer object stands twice in the list: make a second one")
-    known = [layer.config() for layer in layers]
-    n_in = next((c.get("n_in", c.get("n")) for c in known if "n_in" in c or "n" in c), None)
-    if n_in is None:
-        raise SettingError(f"the layers {list(layers)!r} do not say how wide their input is: a Dense layer is missing")
+    n_in = next((layer.input_width for layer in layers if layer.input_width is not None), None)
+    if n_in is None or not any(layer.declare() for layer in layers):
+        raise SettingError(f"the layers {list(layers)!r} have no parameters to train: a Dense layer is missing")
     width = n_in
     for position, layer in enumerate(layers):
         try:

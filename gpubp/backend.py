@@ -180,6 +180,8 @@ def as_array(data: Any, device: Device, *, dtype: Any = None, name: str = "the a
         DeviceError: The data lives on another CUDA device, or on one at all where `device` is the CPU.
         DataError: The data is no array of numbers.
     """
+    if isinstance(data, np.ma.MaskedArray):
+        raise DataError(f"{name} is a masked array, and masks are not looked at: fill or drop what is masked")
     array = _imported(data, name)
     if not isinstance(array, np.ndarray) and device_of(array) != device:
         raise DeviceError(

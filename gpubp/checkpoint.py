@@ -56,7 +56,7 @@ def load(path: str | Path, *, device: str | Device = "auto") -> Network:
         ModelFileError: The file is missing, damaged, or no gpubp model.
         DeviceError: The device can't be used.
     """
-    tensors, texts = _read(Path(path))
+    texts, tensors = _read(Path(path))
     try:
         architecture = json.loads(texts["architecture"])
         if architecture["version"] != VERSION:
@@ -110,7 +110,7 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelFileError: The file is missing, damaged, or no gpubp model.
     """
-    _, texts = _read(Path(path))
+    texts, _ = _read(Path(path), arrays=False)
     try:
         metadata: dict[str, Any] = json.loads(texts["metadata"])
     except (KeyError, ValueError) as error:
@@ -118,20 +118,22 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
     return metadata
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """All arrays and all texts of a model file."""
+def _read(path: Path, *, arrays: bool = True) -> tuple[dict[str, str], dict[str, Any]]:
+    """All texts and all arrays of a model file."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             texts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            if texts.get("format") != FORMAT:
+                raise ModelFileError(f"{path} is a safetensors file, but not a model that gpubp saved")
+            names = file.keys() if arrays else []
+            return texts, {name: file.get_tensor(name) for name in names}
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: there is no such file") from error
     except SafetensorError as error:
         raise ModelFileError(f"{path} is not a complete safetensors file ({error}): train and save it again") from error
     except OSError as error:
         raise GpubpError(f"can't read {path}: {error.strerror or error}") from error
-    if texts.get("format") != FORMAT:
-        raise ModelFileError(f"{path} is a safetensors file, but not a model that gpubp saved")
-    return tensors, texts
+    except (TypeError, AttributeError) as error:  # a number format that NumPy does not have
+        raise ModelFileError(f"{path}: an array can't be read ({error})") from error

@@ -15,6 +15,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         GpubpError: The file can't be written; nothing is left behind.
     """
+    path = path.resolve()  # a link's target is what is written
+    if path.exists() and not path.is_file():
+        raise GpubpError(f"can't write {path}: it is there and is no regular file")
     temporary: Path | None = None
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

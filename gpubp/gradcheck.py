@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpubp.backend import as_array, to_host
+from gpubp.errors import ShapeError
 from gpubp.network import Network
 
 EPSILON = 1e-5
@@ -238,8 +239,6 @@ def check_backward(
     Raises:
         ShapeError: A gradient is missing or has another shape than its array.
     """
-    from gpubp.errors import ShapeError
-
     points = [np.array(to_host(array), dtype=np.float64) for array in arrays]
     generator = np.random.default_rng(rng)
     dL_dY = generator.normal(size=np.shape(forward(*points)))

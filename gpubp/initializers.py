@@ -23,7 +23,8 @@ class Initializer:
     _by_name: ClassVar[dict[str, type[Initializer]]] = {}
 
     def __init_subclass__(cls) -> None:
-        Initializer._by_name[cls.__name__] = cls
+        if not cls.__name__.startswith("_"):
+            Initializer._by_name[cls.__name__] = cls
 
     def __call__(self, rng: np.random.Generator, n_in: int, n_out: int) -> NDArray[np.float64]:
         """Draw the weights."""

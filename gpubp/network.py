@@ -17,6 +17,7 @@ from gpubp.layers.dense import Dense
 from gpubp.layers.standardize import Standardize
 from gpubp.losses.base import Loss, loss_by_name
 from gpubp.losses.penalty import add_l2
+from gpubp.ops import tiles
 from gpubp.ops.gather import example_rows, row_slices
 from gpubp.parameters import FlatParameters
 
@@ -72,8 +73,8 @@ class Network:
         if dtype not in ("float32", "float64", np.float32, np.float64):
             raise SettingError(f"dtype={dtype!r}: use 'float32' or 'float64'")
         self.dtype = np.dtype(dtype)
-        if members is not None and members < 1:
-            raise SettingError(f"members={members}: a stack has at least one member")
+        if members is not None and (not isinstance(members, int | np.integer) or members < 1):
+            raise SettingError(f"members={members}: a whole number of at least 1 is needed, or None for no stack")
         if not 0 <= l2 < float("inf"):
             raise SettingError(f"l2={l2}: the strength of the penalty is a finite number, at least 0")
         self.l2 = float(l2)
@@ -91,6 +92,7 @@ class Network:
         """The layers as they run: each Dense with the activation after it as one."""
         self.first_trained = next((k for k, layer in enumerate(self.executed) if layer.declare()), len(self.executed))
         """Position in `executed` of the first layer with parameters: no gradient is needed before it."""
+        self._scratch: Array = None  # of the penalty
         self.plan: Any = None  # the trainer keeps its step plan here, so that a second fit uses it again
         self.epochs_trained = 0
         """How many epochs `fit` has trained this network for; the next one goes on from there."""
@@ -115,6 +117,20 @@ class Network:
     def named_gradients(self, flat: Array) -> dict[str, Array]:
         """Views of a buffer of theta's shape under the parameters' names."""
         return self._flat.named_views(flat)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        other = self.copy()
+        other.epochs_trained = self.epochs_trained
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A network is pickled by its description and its numbers, not by its views of one buffer."""
+        layers = [
+            (type(layer), layer.config(), {name: to_host(array) for name, array in layer.constants.items()})
+            for layer in self.layers
+        ]
+        settings = {"dtype": str(self.dtype), "device": str(self.device), "members": self.members, "l2": self.l2}
+        return _unpickled, (layers, self.loss, settings, to_host(self.theta), self.epochs_trained)
 
     def copy(self, *, dtype: Any = None, device: str | Device | None = None) -> Network:
         """An independent network with the same layers and values, in another dtype or on another device if asked."""
@@ -162,7 +178,7 @@ class Network:
             return self.loss.targets(array, outputs, self.dtype)
 
     def sample_weights(self, sample_weight: Any, X: Array) -> Array | None:
-        """Example weights as an array of shape (N,) or (E, N), or None.
+        """Example weights scaled to a mean of 1 (for each member), as an array of shape (N,) or (E, N); or None.
 
         Raises:
             ShapeError: The shape does not fit X.
@@ -177,9 +193,12 @@ class Network:
         with self.device.activate():
             if not bool(((array >= 0) & (array < float("inf"))).all()):
                 raise DataError("sample_weight holds a value that is negative or not finite")
-            if array.size and not bool((array.sum(axis=-1) > 0).all()):
+            if not array.size:
+                return array
+            mean = array.mean(axis=-1, keepdims=True)
+            if not bool((mean > 0).all()):
                 raise DataError("sample_weight is zero for every example")
-        return array
+            return array / mean
 
     # Computing.
 
@@ -234,16 +253,15 @@ class Network:
         """`evaluate` on what `inputs`, `targets` and `sample_weights` gave."""
         N = require_examples(X)
         total: Any = 0.0
-        weight: Any = 0.0
         with self.device.activate():
             for rows in row_slices(N, require_batch_size(batch_size)):
                 w = None if sample_weight is None else sample_weight[..., rows]
                 Y, _ = self.run_forward(X[..., rows, :])
                 L, _ = self.loss.forward(Y, T[example_rows(T, rows)], w)
-                share = rows.stop - rows.start if w is None else to_host(w.sum(axis=-1)).astype(np.float64)
-                total = total + to_host(L).astype(np.float64) * share
-                weight = weight + share
-            loss = total / weight + to_host(self.penalty()).astype(np.float64)
+                total = total + to_host(L).astype(np.float64) * (rows.stop - rows.start)
+            loss = total / N
+            if self.l2:
+                loss = loss + to_host(self.penalty()).astype(np.float64)
         return float(loss) if self.members is None else loss
 
     def adapt(self, X: Any) -> None:
@@ -305,7 +323,9 @@ class Network:
         """The L2 penalty alone, of shape () or (E,); its gradient is added onto `dL_dtheta` where one is given."""
         weights = slice(0, self.weights_size)
         gradient = None if dL_dtheta is None else dL_dtheta[..., weights]
-        return add_l2(self.theta[..., weights], self.l2, gradient)
+        if self._scratch is None:
+            _, self._scratch = tiles.prepare(self.theta[..., weights])
+        return add_l2(self.theta[..., weights], self.l2, gradient, self._scratch)
 
 
 def mlp(
@@ -324,7 +344,7 @@ def mlp(
         activation: The activation after each layer but the last: a name or an activation layer to take copies of.
         loss: A loss or its name.
         standardize: Whether to begin with a `Standardize` layer.
-        initializer: Of the weights; None takes He's for ReLU and leaky ReLU, else Glorot's.
+        initializer: Of the weights; None takes the one that suits the activation.
         **settings: `dtype`, `device`, `rng`, `members`, `l2` of `Network`.
 
     Raises:
@@ -333,14 +353,23 @@ def mlp(
     if len(widths) < 2:
         raise SettingError(f"mlp({list(widths)}): at least the input's and the output's width are needed")
     template = activation if isinstance(activation, Activation) else activation_by_name(activation)
-    if initializer is None:
-        initializer = "he_normal" if type(template).__name__ in ("ReLU", "LeakyReLU") else "glorot_uniform"
+    initializer = initializer or template.initializer
     layers: list[Layer] = [Standardize(widths[0])] if standardize else []
     for position, (n_in, n_out) in enumerate(pairwise(widths)):
         if position:
             layers.append(type(template)(**template.config()))
         layers.append(Dense(n_in, n_out, initializer))
     return Network(layers, loss, **settings)
+
+
+def _unpickled(layers: Any, loss: Loss, settings: dict[str, Any], theta: Array, epochs_trained: int) -> Network:
+    network = Network([kind(**config) for kind, config, _ in layers], loss, **settings)
+    with network.device.activate():
+        network.theta[...] = network.device.module.asarray(theta)
+        for layer, (_, _, constants) in zip(network.layers, layers, strict=True):
+            layer.constants = {name: network.device.module.asarray(array) for name, array in constants.items()}
+    network.epochs_trained = epochs_trained
+    return network
 
 
 def require_batch_size(batch_size: Any) -> int:

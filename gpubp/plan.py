@@ -10,6 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from gpubp.backend import Array
 from gpubp.buffers import Buffer, Shape
@@ -64,7 +68,7 @@ class StepPlan:
         self._planned = self._lives(batch_size)
         self._size = _lay_out(self._planned, ALIGNMENT // network.dtype.itemsize)
         with network.device.activate():
-            self.workspace = network.device.module.empty(self._size, network.dtype)
+            self.workspace = _aligned(network.device.module, self._size, network.dtype)
         self._buffers: dict[int, StepBuffers] = {}
 
     @property
@@ -95,10 +99,11 @@ class StepPlan:
             The loss before the update, of shape () or (E,).
         """
         network = self.network
-        L = network.run_step(X, T, sample_weight, self.buffers(X.shape[-2]))
-        if reduce_gradients is not None:
-            reduce_gradients(network.dL_dtheta)
-        optimizer.update(network.theta, network.dL_dtheta)
+        with network.device.activate():
+            L = network.run_step(X, T, sample_weight, self.buffers(X.shape[-2]))
+            if reduce_gradients is not None:
+                reduce_gradients(network.dL_dtheta)
+            optimizer.update(network.theta, network.dL_dtheta)
         return L
 
     def buffers(self, N: int) -> StepBuffers:
@@ -177,6 +182,15 @@ class StepPlan:
                     gradient = planned
                 lives.append(planned)
         return lives
+
+
+def _aligned(xp: ModuleType, size: int, dtype: Any) -> Array:
+    """An empty array that starts at a multiple of `ALIGNMENT`."""
+    if xp is not np:
+        return xp.empty(size, dtype)  # CuPy's pool aligns to 512 bytes
+    room = np.empty(size * dtype.itemsize + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + size * dtype.itemsize].view(dtype)
 
 
 def _lay_out(lives: list[Planned], alignment: int) -> int:

@@ -30,7 +30,7 @@ class Trainer:
         optimizer: The optimizer; it keeps its state from run to run.
         batch_size: Examples in a step; the last, smaller batch of an epoch is trained on too. Larger than N means N.
         shuffle: Whether each epoch visits the examples in another order, a function of (rng, epoch) alone.
-        rng: Seed of that order.
+        rng: Seed of that order; None for another one in each run.
         order: An order provider (epoch, N) -> indices, in place of `shuffle` and `rng`.
         callbacks: Look on after each epoch; see `gpubp.callbacks.Callback`.
         reduce_gradients: Called with dL_dtheta before each update, to change it in place: the seam for data
@@ -48,7 +48,7 @@ class Trainer:
         *,
         batch_size: int = 256,
         shuffle: bool = True,
-        rng: int | np.random.Generator = 0,
+        rng: int | np.random.Generator | None = 0,
         order: Order | None = None,
         callbacks: Sequence[Callback] = (),
         reduce_gradients: Callable[[Array], None] | None = None,
@@ -56,8 +56,10 @@ class Trainer:
     ) -> None:
         self.network, self.optimizer = network, optimizer
         self.batch_size = require_batch_size(batch_size)
-        self.seed = int(rng.integers(2**63)) if isinstance(rng, np.random.Generator) else rng
-        self.order = order or (shuffled(self.seed) if shuffle else in_order)
+        if rng is not None and not isinstance(rng, np.random.Generator) and (not isinstance(rng, int) or rng < 0):
+            raise SettingError(f"rng={rng!r}: a whole number of at least 0, a numpy Generator, or None is needed")
+        seed = rng if isinstance(rng, int) else int(np.random.default_rng(rng).integers(2**63))
+        self.order = order or (shuffled(seed) if shuffle else in_order)
         self.callbacks = list(callbacks)
         self.reduce_gradients = reduce_gradients
         self.progress = progress
@@ -77,7 +79,8 @@ class Trainer:
             X: (N, n_in), or (E, N, n_in) with other examples for each member of a stack.
             T: Targets as the loss takes them.
             epochs: How many times to visit every example.
-            sample_weight: (N,) or (E, N); None weighs all examples the same.
+            sample_weight: (N,) or (E, N), relative to their mean over all examples, so that minibatches of any size
+                minimise the weighted mean of the losses; None weighs all examples the same.
             validation: ``(X, T)`` or ``(X, T, sample_weight)`` to measure the loss on after each epoch.
 
         Returns:
@@ -85,10 +88,13 @@ class Trainer:
 
         Raises:
             DataError, ShapeError, DeviceError: The data does not fit the network; it is unchanged.
-            TrainingDivergedError: The loss is no longer a finite number; the weights are those of the last epoch's end.
+            TrainingDivergedError: The loss or a weight is no longer a finite number. The weights and the optimizer's
+                state are those from before the epoch; with `EarlyStopping` the weights are the best ones.
         """
         if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 0:
             raise SettingError(f"epochs={epochs!r}: a whole number of at least 0 is needed")
+        if validation is not None and not (isinstance(validation, tuple | list) and len(validation) in (2, 3)):
+            raise SettingError("validation: a tuple (X, T) or (X, T, sample_weight) is needed")
         network, history = self.network, History()
         with network.device.activate(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             data = self._prepared(X, T, sample_weight)
@@ -132,12 +138,10 @@ class Trainer:
         network, epoch, began = self.network, self.network.epochs_trained, time.perf_counter()
         xp, lead = network.device.module, () if network.members is None else (network.members,)
         losses = xp.empty((*lead, len(batches)), network.dtype)  # read once, at the end: no wait within the epoch
-        shares = xp.empty((*lead, len(batches)), network.dtype)
         theta, state = network.theta.copy(), self.optimizer.snapshot()
         for b, (X, T, w) in enumerate(batches.epoch(epoch)):
             L = plan.step(X, T, w, self.optimizer, reduce_gradients=self.reduce_gradients)
             losses[..., b] = L
-            shares[..., b] = X.shape[-2] if w is None else w.sum(axis=-1)
             if bar.due:
                 shown = float(to_host(L).mean())
                 if not np.isfinite(shown):
@@ -145,14 +149,15 @@ class Trainer:
                 seen = min((b + 1) * batches.batch_size, batches.N)
                 rate = seen / (time.perf_counter() - began)
                 bar.show(done * len(batches) + b + 1, f"{done + 1}/{epochs}", shown, rate)
-        seconds = time.perf_counter() - began
         measured_losses = to_host(losses[..., : b + 1]).astype(np.float64)
+        seconds = time.perf_counter() - began  # after the losses have come, and so all that they waited for
         bad = ~np.isfinite(measured_losses).reshape(-1, b + 1)  # (E, batches), E = 1 for a single network
+        bad[:, -1] |= ~to_host(xp.isfinite(network.theta).all(axis=-1)).reshape(-1)  # the last update went too far
         if bad.any():
             self._raise_diverged(plan, batches, theta, state, bad)
         network.epochs_trained += 1
-        weights = to_host(shares).astype(np.float64)
-        loss = (measured_losses * weights).sum(axis=-1) / weights.sum(axis=-1)
+        sizes = [rows.stop - rows.start for rows in row_slices(batches.N, batches.batch_size)]
+        loss = np.average(measured_losses, axis=-1, weights=sizes)
         return dict(zip(MEASURES, (epoch + 1, _listed(loss), seconds, batches.N / seconds), strict=True))
 
     def _raise_diverged(
@@ -172,9 +177,10 @@ class Trainer:
         network.theta[...] = theta
         self.optimizer.restore(state)
         raise TrainingDivergedError(
-            f"the loss{who} is not a finite number in epoch {epoch + 1}, batch {first + 1} of {len(batches)}.\n"
+            f"the loss or a weight{who} is not a finite number in epoch {epoch + 1}, "
+            f"batch {first + 1} of {len(batches)}.\n"
             + "\n".join(lines)
-            + f"\nThe weights are those from before this epoch. Try a smaller learning rate than "
+            + f"\nWhat was learned in this epoch is undone. Try a smaller learning rate than "
             f"{self.optimizer.learning_rate}, or inputs that a Standardize layer has scaled."
         )
 
@@ -217,7 +223,7 @@ def fit(
     sample_weight: Any = None,
     validation: Sequence[Any] | None = None,
     callbacks: Sequence[Callback] = (),
-    rng: int | np.random.Generator = 0,
+    rng: int | np.random.Generator | None = 0,
     order: Order | None = None,
     progress: bool = True,
 ) -> History:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,15 @@ import numpy as np
 import pytest
 
 from gpubp.backend import Device, why_no_cuda
+
+GPU_HERE = why_no_cuda() is None
+
+
+@pytest.fixture(autouse=True)
+def auto_means_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide CuPy from tests that are not about a GPU, so that they test the CPU on a machine with one too."""
+    if GPU_HERE and request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setitem(sys.modules, "cupy", None)
 
 
 @pytest.fixture

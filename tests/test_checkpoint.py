@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -68,11 +70,43 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-def test_a_really_full_disk_too():
-    if not os.path.exists("/dev/full"):
-        pytest.skip("this system has no /dev/full")
-    with pytest.raises(GpubpError, match="can't write"):
-        gpubp.save(gpubp.mlp([3, 2]), "/dev/full/model")
+def test_a_write_that_really_fails_leaves_the_old_file_too(tmp_path):
+    """A process that may write 1000 bytes to a file at most: the operating system itself says no."""
+    path = tmp_path / "model.safetensors"
+    gpubp.save(gpubp.mlp([3, 2], rng=0), path)
+    kept = path.read_bytes()
+    code = (
+        "import resource, signal, sys, gpubp; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "net = gpubp.mlp([300, 20], rng=1); gpubp.save(net, sys.argv[1] + '.warm');"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); gpubp.save(net, sys.argv[1])"
+    )
+    result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert "can't write" in result.stderr
+    assert "File too large" in result.stderr
+    assert path.read_bytes() == kept
+    assert {p.name for p in tmp_path.iterdir()} == {"model.safetensors", "model.safetensors.warm"}
+
+
+def test_a_link_is_followed_and_what_is_no_file_is_left_alone(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "model")
+    gpubp.save(gpubp.mlp([3, 2]), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "model").is_file()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(GpubpError, match="no regular file"):
+        gpubp.save(gpubp.mlp([3, 2]), tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3"])
+@pytest.mark.parametrize("texts", [{}, {"format": "gpubp", "architecture": "{}"}])
+def test_numbers_that_numpy_does_not_have_are_named(dtype, texts, tmp_path):
+    size = 4 if dtype == "BF16" else 2
+    header = json.dumps({"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, size]}, "__metadata__": texts})
+    content = len(header).to_bytes(8, "little") + header.encode() + bytes(size)
+    (tmp_path / "model").write_bytes(content)
+    with pytest.raises(ModelFileError, match="an array can't be read" if texts else "not a model that gpubp saved"):
+        gpubp.load(tmp_path / "model")
 
 
 def test_files_get_the_mode_that_plain_writing_gives(tmp_path):
@@ -87,7 +121,7 @@ def bad_file(path, kind):
     net.adapt(np.random.default_rng(0).normal(size=(5, 3)))
     gpubp.save(net, path)
     tensors = load_file(path)
-    texts = checkpoint._read(path)[1]
+    texts = checkpoint._read(path)[0]
     if kind == "missing":
         path.unlink()
     elif kind == "empty":

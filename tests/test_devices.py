@@ -90,6 +90,36 @@ def test_class_indices_layers_that_are_not_fused_and_early_stopping(device):
     np.testing.assert_allclose(to_host(net.theta), cpu.theta, atol=1e-10)
 
 
+@pytest.mark.parametrize(("N", "batch_size"), [(605, 600), (6000, 5000)])
+def test_batches_large_enough_for_sums_in_several_chunks_and_a_small_last_one(device, N, batch_size):
+    X, T, _ = data(N)
+    cpu = gpubp.mlp([6, 9, 3], loss="squared_error", dtype="float64", device="cpu")
+    net = cpu.copy(device=device)
+    for n in (cpu, net):
+        optimizer = gpubp.SGD(0.1)
+        gpubp.fit(n, X, T, optimizer=optimizer, epochs=2, batch_size=batch_size)
+        gpubp.fit(n, X, T, optimizer=optimizer, epochs=1, batch_size=batch_size // 3)
+    np.testing.assert_allclose(to_host(net.theta), cpu.theta, atol=1e-11)
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_planned_steps_equal_eager_steps_bit_for_bit(device, members):
+    X, T, w = data(700, members)
+    eager, planned = (gpubp.mlp([6, 9, 3], members=members, l2=0.1, device=device, rng=0) for _ in range(2))
+    X, w = eager.inputs(X), eager.sample_weights(w, eager.inputs(X))
+    T = eager.targets(T, X)
+    plan = gpubp.StepPlan(planned, 700, stacked=members is not None)
+    plan.workspace.fill(np.nan)
+    optimizers = gpubp.Adam(0.01), gpubp.Adam(0.01)
+    for N in (700, 30, 1):
+        part = X[..., :N, :], T[..., :N, :], w[..., :N]
+        with eager.device.activate():
+            L = eager.run_step(*part)
+            optimizers[0].update(eager.theta, eager.dL_dtheta)
+        np.testing.assert_array_equal(to_host(plan.step(*part, optimizers[1])), to_host(L))
+        np.testing.assert_array_equal(to_host(planned.theta), to_host(eager.theta))
+
+
 def test_data_that_lies_on_the_device_is_used_there(device):
     X, T, _ = data()
     net = gpubp.mlp([6, 9, 3], loss="squared_error", device=device)

@@ -309,6 +309,12 @@ def test_standardize_takes_its_rows_in_blocks_that_do_not_show():
     np.testing.assert_allclose(layer.constants["scale"], X.std(axis=1), rtol=1e-12)
 
 
+def test_a_column_too_narrow_for_float32_counts_as_constant():
+    layer = gpubp.Standardize(1)
+    layer.adapt(np.array([[0], [1e-45]], "float32"))
+    assert np.isfinite(layer.forward(np.ones((1, 1), "float32"))[0]).all()
+
+
 def test_standardize_in_float32_keeps_the_digits_of_a_far_away_column():
     X = (np.arange(64.0)[:, None] + 1e6).astype("float32")
     layer = gpubp.Standardize(1)

@@ -17,7 +17,8 @@ ALL = pytest.mark.parametrize("loss", losses(), ids=repr)
 def example(loss, N, members, K=3, seed=0):
     rng = np.random.default_rng(seed)
     Y = rng.normal(size=(*lead(members), N, K))
-    return Y, loss.example_targets(rng, Y.shape), rng.uniform(0.1, 2, size=(*lead(members), N))
+    w = rng.uniform(0.1, 2, size=(*lead(members), N))
+    return Y, loss.example_targets(rng, Y.shape), w / w.mean(axis=-1, keepdims=True)
 
 
 @ALL
@@ -116,6 +117,27 @@ def test_a_minibatch_of_weight_zero_costs_nothing():
     assert not loss.backward(saved).any()
 
 
+@pytest.mark.parametrize("loss", [gpubp.BinaryCrossEntropy(), gpubp.SoftmaxCrossEntropy()])
+@pytest.mark.parametrize("distance", [5.0, 10.0, 15.0, 40.0])
+@pytest.mark.parametrize("right", [0, 1])
+def test_the_small_loss_of_a_confident_right_answer_keeps_its_digits(loss, distance, right):
+    sign = 1 if right else -1
+    if isinstance(loss, gpubp.BinaryCrossEntropy):
+        Y, T = np.array([[sign * distance]], "float32"), np.array([[right]], "float32")
+    else:
+        Y, T = np.array([[0, sign * distance]], "float32"), np.array([right])
+    # Softmax adds exp(-distance) to 1 before it takes the logarithm: float32 keeps that to half an ulp of 1.
+    absolute = 0 if isinstance(loss, gpubp.BinaryCrossEntropy) else 6e-8
+    assert loss.forward(Y, T)[0] == pytest.approx(np.log1p(np.exp(-distance)), rel=1e-6, abs=absolute)
+
+
+def test_rows_of_probabilities_that_nearly_sum_to_1_are_scaled_to_do_so():
+    T = gpubp.SoftmaxCrossEntropy().targets(np.array([[0.333, 0.333, 0.3335]]), (1, 3), np.dtype("float64"))
+    assert T.sum() == pytest.approx(1, abs=1e-15)
+    net = gpubp.mlp([2, 3], rng=0)
+    assert gpubp.check_gradients(net, np.ones((1, 2)), [[0.333, 0.333, 0.3335]]).ok
+
+
 def test_squared_error_has_the_documented_scales():
     Y, T = np.array([[1.0, 2.0], [3.0, 4.0]]), np.zeros((2, 2))
     assert gpubp.SquaredError(1).forward(Y, T)[0] == (1 + 4 + 9 + 16) / 2
@@ -146,7 +168,7 @@ TARGETS = [
     (gpubp.SoftmaxCrossEntropy(), np.array([0, 3]), (2, 3), DataError, r"class index 3 at index \(1,\).*3 outputs"),
     (gpubp.SoftmaxCrossEntropy(), np.array([0, -1]), (2, 3), DataError, "class index -1"),
     (gpubp.SoftmaxCrossEntropy(), np.array([0.0, 1.0]), (2, 3), DataError, "whole numbers"),
-    (gpubp.SoftmaxCrossEntropy(), np.array([0, 1, 2]), (2, 3), ShapeError, r"shape \(3,\)"),
+    (gpubp.SoftmaxCrossEntropy(), np.array([0, 1, 2]), (2, 3), ShapeError, r"shape \(3,\); 2 class indices"),
     (gpubp.SoftmaxCrossEntropy(), np.full((2, 3), 0.5), (2, 3), DataError, "sum to 1"),
     (gpubp.SoftmaxCrossEntropy(), np.array([[2.0, -1.0, 0.0]]), (1, 3), DataError, r"2.0 at index \(0, 0\)"),
     (gpubp.SoftmaxCrossEntropy(), np.eye(3, dtype=int), (3, 3, 3), ShapeError, "could be class indices"),
@@ -178,6 +200,7 @@ def test_unfit_targets_are_named(loss, T, outputs, error, words):
         (gpubp.SoftmaxCrossEntropy(), np.zeros(4, int), (4, 3), (4,)),
         (gpubp.SoftmaxCrossEntropy(), np.zeros(4, np.uint8), (2, 4, 3), (4,)),
         (gpubp.SoftmaxCrossEntropy(), np.zeros((2, 4), int), (2, 4, 3), (2, 4)),
+        (gpubp.SoftmaxCrossEntropy(), np.zeros(4, bool), (4, 2), (4,)),
         (gpubp.SoftmaxCrossEntropy(), np.eye(3)[[0, 1, 2, 2]], (2, 4, 3), (4, 3)),
         (gpubp.SoftmaxCrossEntropy(), np.eye(3, dtype=int)[[0, 1, 2, 2]], (4, 3), (4, 3)),
         (gpubp.SoftmaxCrossEntropy(), np.ones((4, 1)), (4, 1), (4, 1)),
@@ -186,7 +209,8 @@ def test_unfit_targets_are_named(loss, T, outputs, error, words):
 def test_fit_targets_come_in_the_shape_that_forward_takes(loss, T, outputs, shape):
     prepared = loss.targets(T, outputs, np.dtype("float32"))
     assert prepared.shape == shape
-    assert prepared.dtype == (T.dtype if len(shape) < 2 or shape == (2, 4) else np.float32)
+    indices = len(shape) < len(outputs) and shape in (outputs[:-1], outputs[-2:-1])
+    assert prepared.dtype == (np.float32 if not indices else np.int64 if T.dtype == bool else T.dtype)
     L, _ = loss.forward(np.zeros(outputs, "float32"), prepared)
     assert L.shape == outputs[:-2]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from cases import lead
@@ -145,6 +148,26 @@ def test_copies_are_independent_and_equal():
     assert other.layers[2].slope == 0.3
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_deep_copies_and_pickles_are_whole_networks(duplicate):
+    X, T, _ = data()
+    net = gpubp.mlp([4, 6, 3], standardize=True, l2=0.1, members=2, rng=0)
+    gpubp.fit(net, X, T, epochs=2)
+    other = duplicate(net)
+    np.testing.assert_array_equal(other.predict(X), net.predict(X))
+    assert (repr(other), other.l2, other.epochs_trained) == (repr(net), net.l2, 2)
+    kept = net.theta.copy()
+    gpubp.fit(other, X, T, epochs=2)
+    assert (other.predict(X) != net.predict(X)).any()
+    np.testing.assert_array_equal(net.theta, kept)
+
+
+def test_a_penalty_of_strength_0_does_not_look_at_the_weights():
+    net = gpubp.mlp([4, 3], loss="squared_error", rng=0)
+    net.theta[...] = 3e19  # W^2 overflows float32
+    assert np.isfinite(net.evaluate(np.zeros((1, 4)), np.full((1, 3), 3e19)))
+
+
 def test_mlp_writes_the_layers_a_user_would():
     net = gpubp.mlp([4, 6, 3], activation="relu", standardize=True)
     assert repr(net.layers) == "[Standardize(n=4), Dense(4, 6), ReLU(), Dense(6, 3)]"
@@ -176,6 +199,10 @@ def test_the_same_seed_gives_the_same_network_and_dtypes_agree():
         (lambda: gpubp.mlp([4, 3], dtype="float16"), SettingError, "dtype='float16'"),
         (lambda: gpubp.mlp([4, 3], dtype="floaty"), SettingError, "dtype='floaty'"),
         (lambda: gpubp.mlp([4, 3], members=0), SettingError, "members=0"),
+        (lambda: gpubp.mlp([4, 3], members=2.0), SettingError, "members=2.0"),
+        (lambda: gpubp.mlp([4, 3], activation=None), SettingError, "unknown activation None"),
+        (lambda: gpubp.Network([gpubp.Standardize(3)], "squared_error"), SettingError, "no parameters to train"),
+        (lambda: gpubp.mlp([4, 3]).predict(np.ma.ones((2, 4))), DataError, "masked"),
         (lambda: gpubp.mlp([4, 3], l2=-1), SettingError, "l2=-1"),
         (lambda: gpubp.mlp([4, 3], device="gpu"), SettingError, "'cuda:1'"),
         (lambda: gpubp.mlp([4, 3]).predict(np.ones((2, 5))), ShapeError, "5 features.*takes 4"),

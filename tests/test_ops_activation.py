@@ -302,7 +302,7 @@ def test_one_launch_where_there_is_one_chunk(rows: int, launches: int) -> None:
         activation.activation_backward(ReLU(), X, X, X, xp.zeros(32), work)
         assert fake.machine.launches is not None
         assert len(fake.machine.launches) == launches
-        assert set(work) == ({"partial_sums"} if launches == 2 else set())
+        assert set(work) == {"partial_sums"}  # whatever the shape: a smaller batch has the buffers of a larger one
 
 
 def test_inputs_may_have_gaps(xp: ModuleType) -> None:

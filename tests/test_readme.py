@@ -36,8 +36,11 @@ def test_the_quickstart_is_two_commands_of_one_line_each():
     assert test.endswith("pytest")
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("code", blocks(README, "python"))
-def test_every_python_example_runs(code, tmp_path, monkeypatch):
+def test_every_python_example_runs(code, device, tmp_path, monkeypatch, request):
+    if device == "cuda":
+        request.getfixturevalue("fake_cupy")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Layer, "by_name", dict(Layer.by_name))  # an example may add a layer
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})

@@ -77,7 +77,7 @@ def test_loss_code_is_formula_is_index_form(loss, N, members, weighted):
     _, saved = loss.forward(Y, T, sample_weight)
     dL_dY = loss.backward(saved)
     uniform = np.full((*lead(members), N), 1 / N)
-    w = uniform if sample_weight is None else sample_weight / sample_weight.sum(axis=-1, keepdims=True)
+    w = uniform if sample_weight is None else sample_weight / N
     known = {"Y": Y, "T": T, "w": w, "P": loss.link(Y), **loss.config()}
     for rule in loss.rules:
         formula = evaluate_formula(rule, known)

@@ -64,23 +64,47 @@ def test_fit_is_the_loop_that_anybody_would_write(settings, weighted, members):
     net, by_hand = make(), make()
     history = quiet(net, X, t, optimizer=gpubp.SGD(0.1, 0.9), epochs=3, batch_size=25, sample_weight=w, **settings)
     optimizer, losses = gpubp.SGD(0.1, 0.9), []
+    relative = np.ones(60) if w is None else w / w.mean()
     for epoch in range(3):
         order = np.random.default_rng([settings.get("rng", 0), epoch]).permutation(60)
         order = order if settings.get("shuffle", True) else np.arange(60)
         order = settings["order"](epoch, 60) if "order" in settings else order
         parts = [order[:25], order[25:50], order[50:]]
-        shares, batch_losses = [], []
+        batch_losses = []
         for part in parts:
-            L, gradients = by_hand.loss_and_gradients(X[part], t[part], None if w is None else w[part])
-            for name, array in gradients.items():
-                by_hand.named_gradients(by_hand.dL_dtheta)[name][...] = array
+            batch_losses.append(by_hand.run_step(X[part], t[part], relative[part]))
             optimizer.update(by_hand.theta, by_hand.dL_dtheta)
-            batch_losses.append(L)
-            shares.append(len(part) if w is None else w[part].sum())
-        losses.append(np.average(batch_losses, axis=0, weights=shares))
+        losses.append(np.average(batch_losses, axis=0, weights=[25, 25, 10]))
     np.testing.assert_allclose(net.theta, by_hand.theta, rtol=0, atol=1e-13)
     np.testing.assert_allclose(history["loss"], losses, rtol=1e-12)
     assert history["epoch"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 60])
+def test_weights_mean_the_same_in_every_batch_size(batch_size):
+    X, t = blobs()
+    w = np.random.default_rng(0).uniform(0, 5, 60)
+    net = gpubp.mlp([4, 5, 3], dtype="float64", l2=0.1, rng=0)
+    expected = net.loss_and_gradients(X, t, w)
+    steps = []
+    fixed = gpubp.Trainer(
+        net, gpubp.SGD(1e-30), batch_size=batch_size, reduce_gradients=lambda dL_dtheta: steps.append(dL_dtheta.copy())
+    )
+    history = fixed.fit(X, t, epochs=1, sample_weight=w)
+    assert history["loss"][0] == pytest.approx(expected[0], rel=1e-12)
+    sizes = [min(batch_size, 60 - start) for start in range(0, 60, batch_size)]
+    mean = net.named_gradients(np.average(steps, axis=0, weights=sizes))
+    for name, array in expected[1].items():
+        np.testing.assert_allclose(mean[name], array, atol=1e-13)
+
+
+def test_an_explosion_in_the_last_update_of_an_epoch_is_noticed():
+    X, t = blobs()
+    net = gpubp.mlp([4, 3], loss="squared_error", rng=0)
+    kept = net.theta.copy()
+    with pytest.raises(TrainingDivergedError, match="epoch 1, batch 1 of 1"):
+        quiet(net, X * 1e3, np.eye(3)[t], optimizer=gpubp.SGD(1e38), epochs=1, batch_size=60)
+    np.testing.assert_array_equal(net.theta, kept)
 
 
 def test_a_second_fit_goes_on_where_the_first_one_stopped():
@@ -216,6 +240,10 @@ BAD = [
     ({"order": lambda epoch, N: np.arange(N) * 1.0}, ShapeError, "float64"),
     ({"order": lambda epoch, N: np.arange(N) + 1}, DataError, "from 1 to 10, not within 0 to 9"),
     ({"order": lambda epoch, N: np.arange(N) - 1}, DataError, "from -1 to 8"),
+    ({"rng": -1}, SettingError, "rng=-1"),
+    ({"rng": "a"}, SettingError, "rng='a'"),
+    ({"validation": X}, SettingError, r"tuple \(X, T\)"),
+    ({"validation": (X, T, T, T)}, SettingError, r"tuple \(X, T\)"),
     ({"validation": (X[:, :3], T)}, ShapeError, "3 features"),
     ({"callbacks": [gpubp.EarlyStopping()]}, SettingError, r"pass validation=\(X, T\)"),
 ]

@@ -13,7 +13,9 @@ from gpubp.errors import DataError, ShapeError
 from gpubp.ops.gather import example_axis, example_rows, gather, row_slices
 
 Order = Callable[[int, int], NDArray[np.intp] | None]
-"""An order provider: (epoch, N) to the N example indices in the order to visit, or None for their own order."""
+"""An order provider: (epoch, N) to the N example indices in the order to visit, or None for their own order.
+
+A pure function: an epoch that went wrong is gone through again to say where."""
 
 
 def shuffled(seed: int) -> Order:

@@ -27,6 +27,7 @@ class Layer:
 
     Attributes:
         rules: The backward rules, in the names that `forward` uses.
+        input_width: The width of X that it takes; None for any.
         saves: Names of what backward reads: the input ``X``, the output ``Y`` or buffers of the layer's own.
         parameters: Name to array, bound by `gpubp.parameters.FlatParameters`; empty before that.
         gradients: Name to array, of the same shapes; backward writes them.
@@ -35,6 +36,7 @@ class Layer:
 
     rules: ClassVar[tuple[Rule, ...]] = ()
     saves: tuple[str, ...] = ()
+    input_width: int | None = None
     by_name: ClassVar[dict[str, type[Layer]]] = {}
 
     def __init_subclass__(cls, *, register: bool = True) -> None:
@@ -183,6 +185,8 @@ class Activation(Layer, register=False):
     derivative_of: str = "Y"
     functor: str | None = None
     parameter: float = 0.0
+    initializer: str = "glorot_uniform"
+    """What suits the weights of the dense layers around it; `mlp` takes it."""
 
     def evaluate(self, xp: ModuleType, X: Array, out: Array, scratch: Array) -> None:
         """Write f(X) into `out`, which may be X itself; `scratch` is neither and free to use."""
@@ -258,7 +262,7 @@ def activation_by_name(name: str) -> Activation:
         SettingError: There is no activation of that name.
     """
     kinds = {kind.__name__.lower(): kind for kind in Layer.by_name.values() if issubclass(kind, Activation)}
-    key = name.replace("_", "").lower()
+    key = str(name).replace("_", "").lower()
     if key not in kinds:
         raise SettingError(f"unknown activation {name!r}: use one of {', '.join(sorted(kinds))}")
     return kinds[key]()

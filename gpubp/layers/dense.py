@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from gpubp import initializers
 from gpubp.backend import Array, array_module
 from gpubp.buffers import Buffer, Shape
 from gpubp.errors import SettingError, ShapeError
-from gpubp.initializers import Initializer, initializer
+from gpubp.initializers import Initializer
 from gpubp.layers.base import Layer
 from gpubp.ops import gemm
 from gpubp.parameters import Parameter
@@ -60,7 +61,8 @@ class Dense(Layer):
             if isinstance(width, bool) or not isinstance(width, int | np.integer) or width < 1:
                 raise SettingError(f"Dense: {name}={width!r} is not a positive whole number")
         self.n_in, self.n_out = int(n_in), int(n_out)
-        self.initializer = _as_initializer(initializer)
+        self.input_width = self.n_in
+        self.initializer = initializers.initializer(initializer)
 
     @classmethod
     def examples(cls) -> list[tuple[Layer, int]]:
@@ -135,7 +137,3 @@ class Dense(Layer):
             return gemm.matmul(dL_dY, W.mT, out["dL_dX"])  # (..., N, n_out) @ (..., n_out, n_in) -> (..., N, n_in)
         # All members of a stack read the one X: the adjoint of that broadcast is a sum over the members.
         return (dL_dY @ W.mT).sum(axis=0, out=out["dL_dX"])  # (E, N, n_out) @ (E, n_out, n_in) -> (N, n_in)
-
-
-def _as_initializer(choice: str | dict[str, Any] | Initializer) -> Initializer:
-    return initializer(choice)

@@ -21,6 +21,7 @@ class LeakyReLU(Activation):
     """
 
     functor = "LeakyReLU"
+    initializer = "he_normal"
     rules = (
         Rule(
             "dL_dX",

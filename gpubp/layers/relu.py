@@ -13,6 +13,7 @@ class ReLU(Activation):
     """``Y = max(X, 0)``, elementwise; at the kink X = 0 the derivative is taken as 0."""
 
     functor = "ReLU"
+    initializer = "he_normal"
     rules = (
         Rule(
             "dL_dX",

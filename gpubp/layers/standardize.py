@@ -41,7 +41,7 @@ class Standardize(Layer):
         super().__init__()
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
             raise SettingError(f"Standardize: n={n!r} is not a positive whole number")
-        self.n = int(n)
+        self.n = self.input_width = int(n)
 
     @classmethod
     def examples(cls) -> list[tuple[Layer, int]]:
@@ -83,9 +83,9 @@ class Standardize(Layer):
 
         mean = sum(block.sum(axis=-2) for block in shifted()) / N  # (..., n)
         variance = sum(((block - mean[..., None, :]) ** 2).sum(axis=-2) for block in shifted()) / N  # (..., n)
-        scale = xp.sqrt(xp.where(variance > 0, variance, 1.0))
+        scale = xp.sqrt(variance).astype(X.dtype)  # 0 also where float32 can't hold so small a number
         self.constants["mean"] = (mean + first[..., 0, :]).astype(X.dtype)
-        self.constants["scale"] = scale.astype(X.dtype)
+        self.constants["scale"] = xp.where(scale > 0, scale, xp.ones_like(scale))
 
     def buffers(self, shape: Shape, xp: ModuleType = np) -> dict[str, Buffer]:
         """The output and the gradient by the input."""

@@ -1,6 +1,9 @@
 """What every loss is: a weighted mean over examples of a sum over outputs, and its gradient.
 
-    L = sum_n w[n] * l(Y[n], T[n]),   w[n] = sample_weight[n] / sum_m sample_weight[m],   1/N without weights
+    L = sum_n w[n] * l(Y[n], T[n]),   w[n] = sample_weight[n] / N,   1/N without weights
+
+`Network.sample_weights` scales example weights to a mean of 1 over all the data, so that L is their weighted mean, and
+a minibatch's gradient is that of the whole on average.
 
 A stack of E networks has E losses: Y is (E, N, K) and L is (E,).
 """
@@ -60,7 +63,8 @@ class Loss:
         Args:
             Y: (..., N, K), the network's output.
             T: Targets as `targets` gives them: (N, K) or (..., N, K), or class indices without the last axis.
-            sample_weight: (N,) or (..., N), at least 0; None weighs all examples the same.
+            sample_weight: (N,) or (..., N), at least 0, as `Network.sample_weights` gives it; None weighs all examples
+                the same.
             out: Arrays to write, as `buffers` names them; None for fresh ones.
 
         Returns:
@@ -112,10 +116,7 @@ class Loss:
         """w[n] of the module docstring: (..., N), or the number 1/N."""
         if sample_weight is None:
             return 1 / max(1, Y.shape[-2])
-        xp = array_module(Y, sample_weight)
-        total = sample_weight.sum(axis=-1, keepdims=True)  # (..., 1)
-        total = xp.where(total > 0, total, 1)  # a minibatch of weight zero: the loss is 0, not 0 / 0
-        return xp.divide(sample_weight, total, out=out["w"])
+        return array_module(Y, sample_weight).divide(sample_weight, max(1, Y.shape[-2]), out=out["w"])
 
     @staticmethod
     def _mean(losses: Array, w: Any) -> Array:
@@ -129,6 +130,14 @@ def per_row(w: Any) -> Any:
     return w if isinstance(w, float) else w[..., None]
 
 
+def probability_gradient(saved: Saved, out: Mapping[str, Array]) -> Array:
+    """``dL_dY = w[..., None] * (P - T)``, the gradient of a cross-entropy by its logits: (..., N, K)."""
+    P, T, w = saved["P"], saved["T"], saved["w"]
+    xp = array_module(P, T)
+    dL_dY = xp.subtract(P, T, out=out["dL_dY"])
+    return xp.multiply(dL_dY, per_row(w), out=dL_dY)
+
+
 def require_finite(array: Array, what: str) -> None:
     """Raise a DataError that names the first row of (..., N, K) or (..., N) with a NaN or an infinity."""
     if array.dtype.kind != "f":
@@ -136,7 +145,9 @@ def require_finite(array: Array, what: str) -> None:
     finite = array_module(array).isfinite(array)
     if not bool(finite.all()):
         place = tuple(int(index) for index in np.argwhere(~to_host(finite))[0])
-        raise DataError(f"{what} at index {place} is {float(array[place])}: every value must be a finite number")
+        raise DataError(
+            f"{what} at index {place} is {float(array[place])} in {array.dtype}: every value must be finite"
+        )
 
 
 def _wanted(outputs: Shape) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from gpubp.backend import Array, array_module
 from gpubp.buffers import Buffer, Shape
 from gpubp.errors import DataError, ShapeError
-from gpubp.losses.base import Loss, Saved, per_row, require_within
+from gpubp.losses.base import Loss, Saved, probability_gradient, require_within
 from gpubp.ops import elementary
 from gpubp.rules import Rule
 
@@ -19,8 +19,8 @@ class SoftmaxCrossEntropy(Loss):
     """``L = sum_n w[n] * sum_k -T[n,k] log(P[n,k])`` with ``P = softmax(Y)``.
 
     Y holds scores: give the network no softmax at its end. Targets are class indices (N,) or rows of probabilities
-    (N, K), usually one-hot, that sum to 1. The loss is computed from scores shifted by their maximum, so that scores of
-    1e4 are fine and no logarithm ever sees a zero.
+    (N, K), usually one-hot, that sum to 1 (to 1e-3; they are scaled to do so exactly). The loss is computed from scores
+    shifted by their maximum, so that scores of 1e4 are fine and no logarithm ever sees a zero.
     """
 
     name = "softmax_cross_entropy"
@@ -66,10 +66,7 @@ class SoftmaxCrossEntropy(Loss):
 
     def backward(self, saved: Saved, out: Mapping[str, Array] | None = None) -> Array:
         """The gradient; see the class's rule."""
-        P, T, w = saved["P"], saved["T"], saved["w"]
-        xp, out = array_module(P), self._output(P, out)
-        dL_dY = xp.subtract(P, T, out=out["dL_dY"])  # (..., N, K)
-        return xp.multiply(dL_dY, per_row(w), out=dL_dY)
+        return probability_gradient(saved, self._output(saved["P"], out))
 
     def link(self, Y: Array) -> Array:
         """Probabilities: the softmax of the scores."""
@@ -80,7 +77,10 @@ class SoftmaxCrossEntropy(Loss):
 
     def targets(self, T: Array, outputs: Shape, dtype: object) -> Array:
         """Class indices as they are; rows of probabilities in `dtype`; see `Loss.targets`."""
-        if T.dtype.kind in "iu" and T.shape in (outputs[-2:-1], outputs[:-1]):
+        of_classes = T.shape in (outputs[-2:-1], outputs[:-1])
+        if T.dtype.kind == "b" and of_classes:
+            T = T.astype(np.int64)  # two classes
+        if T.dtype.kind in "iu" and of_classes:
             if len(outputs) > 2 and T.shape == outputs[-2:] == outputs[:-1]:
                 raise ShapeError(
                     f"whole-number targets of shape {T.shape} could be class indices of each member or one-hot rows: "
@@ -89,11 +89,17 @@ class SoftmaxCrossEntropy(Loss):
             classes = outputs[-1]
             require_within(T, 0, classes - 1, "class index", f"the network has {classes} outputs, one for each class")
             return T
-        if T.dtype.kind == "f" and T.shape in (outputs[-2:-1], outputs[:-1]) and T.shape != outputs[-2:]:
+        if T.dtype.kind == "f" and of_classes and T.shape != outputs[-2:]:
             raise DataError(f"targets of shape {T.shape} and dtype {T.dtype}: class indices must be whole numbers")
+        if T.ndim < 2:
+            raise ShapeError(
+                f"targets have shape {T.shape}; {outputs[-2]} class indices, or rows of probabilities "
+                f"{outputs[-2:]}, are needed"
+            )
         T = super().targets(T, outputs, dtype)
         require_within(T, 0, 1, "target", "rows of probabilities are needed, or class indices as whole numbers")
-        worst = float(abs(T.sum(axis=-1) - 1).max()) if T.size else 0.0
+        total = T.sum(axis=-1, keepdims=True)
+        worst = float(abs(total - 1).max()) if T.size else 0.0
         if worst > 1e-3:
             raise DataError(f"a row of target probabilities misses the sum 1 by {worst:.3g}: every row must sum to 1")
-        return T
+        return T / total  # the loss counts on it, to the last digit

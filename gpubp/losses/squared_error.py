@@ -77,5 +77,6 @@ class SquaredError(Loss):
     def backward(self, saved: Saved, out: Mapping[str, Array] | None = None) -> Array:
         """The gradient; see the class's rule."""
         D, w = saved["D"], saved["w"]
-        out = self._output(D, out)
-        return array_module(D).multiply(D, 2 * self.scale * per_row(w), out=out["dL_dY"])  # (..., N, K)
+        xp, out = array_module(D), self._output(D, out)
+        dL_dY = xp.multiply(D, per_row(w), out=out["dL_dY"])  # (..., N, K)
+        return xp.multiply(dL_dY, 2 * self.scale, out=dL_dY)

@@ -46,8 +46,7 @@ def workspace(function: ActivationFunction, xp: ModuleType, shape: tuple[int, ..
     """Names and shapes of the scratch arrays that both functions below need for a Z of this shape."""
     *members, _, columns = shape
     if _has_kernel(function, xp):
-        chunks = _chunks(shape)
-        return {"partial_sums": (*members, chunks, columns)} if chunks > 1 else {}
+        return {"partial_sums": (*members, _chunks(shape), columns)}
     return {
         "scratch": (*members, _block_rows(xp, shape), columns),
         "partial_sums": (*members, 1, columns),

@@ -63,12 +63,9 @@ def row_sum(Y: Array, out: Array) -> Array:
     return Y.sum(axis=-1, out=out)
 
 
-def softplus(xp: ModuleType, X: Array, out: Array, scratch: Array) -> Array:
-    """``log(1 + exp(X)) = max(X, 0) + log1p(exp(-abs(X)))``, elementwise; neither `out` nor `scratch` is X."""
+def log1p_exp_minus_abs(xp: ModuleType, X: Array, out: Array) -> Array:
+    """``log(1 + exp(-abs(X)))``, elementwise: what ``log(1 + exp(X))`` is above ``max(X, 0)``. `out` may be X."""
     xp.absolute(X, out=out)
     xp.negative(out, out=out)
     xp.exp(out, out=out)
-    xp.log1p(out, out=out)
-    scratch.fill(0)  # numpy.maximum is five times as fast with an array as with a number
-    xp.maximum(X, scratch, out=scratch)
-    return xp.add(out, scratch, out=out)
+    return xp.log1p(out, out=out)

@@ -10,7 +10,8 @@ from gpubp.backend import Array, array_module
 def matmul(A: Array, B: Array, out: Array) -> Array:
     """``out = A @ B``: (..., M, K) @ (..., K, N) -> (..., M, N).
 
-    A transposed view (``.mT``) costs nothing: the BLAS reads it as it lies. A shared factor without the leading
+    For NumPy a transposed view (``.mT``) costs nothing: the BLAS reads it as it lies. CuPy does so for single matrices
+    and copies those of a stack. A shared factor without the leading
     axis is used by every member of the stack.
     """
     xp = array_module(A, B, out)

@@ -35,11 +35,16 @@ def refused(*arguments, code):
     return outcome.stderr
 
 
+def environment(**more):
+    """The environment of a process that finds this checkout and buffers its output, as outside of tests."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "", **more}
+
+
 def process(*arguments, **settings):
     """The outcome of ``python -m gpubp`` in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
     command = [sys.executable, "-m", "gpubp", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **settings)
+    strict = environment(PYTHONWARNINGS="error")
+    return subprocess.run(command, capture_output=True, text=True, env=strict, timeout=300, **settings)
 
 
 def write_csv(path, columns):

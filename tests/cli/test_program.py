@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import ROOT, SMALL, process, write_csv
+from command_line import SMALL, environment, process, write_csv
 
 
 def test_the_module_runs_as_a_program(pets, folder):
@@ -40,9 +40,8 @@ def test_errors_of_a_program(folder, arguments, code, said):
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_stops_with_nothing_written(folder):
     command = [sys.executable, "-u", "-m", "gpubp", "train", "digits", "--epochs", "1000000", "--learning-rate", "1e-9"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment()
     ) as running:
         while not running.stdout.readline().startswith("device"):
             assert running.poll() is None
@@ -52,37 +51,43 @@ def test_ctrl_c_stops_with_nothing_written(folder):
     assert not list(folder.iterdir())
 
 
+LITTLE_AND_MUCH = pytest.mark.parametrize("arguments", [["--version"], ["predict", "pets.safetensors", "pets.csv"]])
+
+
+@LITTLE_AND_MUCH
 @pytest.mark.skipif(os.name == "nt", reason="pipes")
-def test_a_reader_that_leaves_is_no_error(model, pets):
-    command = [sys.executable, "-m", "gpubp", "predict", str(model), str(pets)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as running:
+def test_a_reader_that_leaves_is_no_error(model, arguments):
+    command = [sys.executable, "-m", "gpubp", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as running:
         running.stdout.close()
         running.stdout = None
         _, err = running.communicate(timeout=60)
     assert (running.returncode, err) == (1, b"")
 
 
+@LITTLE_AND_MUCH
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full")
-def test_an_output_that_is_full(model, pets):
+def test_an_output_that_is_full(model, arguments):
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "gpubp", "predict", str(model), str(pets)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        outcome = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, timeout=60, check=False)
+        command = [sys.executable, "-m", "gpubp", *arguments]
+        outcome = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, env=environment(), timeout=60, check=False
+        )
     assert (outcome.returncode, outcome.stderr) == (1, b"error: output: No space left on device\n")
 
 
 def test_names_that_the_terminal_can_not_show(folder):
     write_csv(folder / "u.csv", {"x": range(40), "y": ["é", "ß"] * 20})
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    ascii_only = environment(PYTHONIOENCODING="ascii")
     command = [sys.executable, "-m", "gpubp", "train", "u.csv", "--target", "y", *SMALL]
-    outcome = subprocess.run(command, capture_output=True, cwd=folder, env=environment, timeout=60, check=False)
+    outcome = subprocess.run(command, capture_output=True, cwd=folder, env=ascii_only, timeout=60, check=False)
     assert (outcome.returncode, outcome.stderr) == (0, b"")
     assert b"2 classes: \\xdf, \\xe9" in outcome.stdout
 
 
 def test_the_command_line_imports_nothing_slow():
     code = "import sys, gpubp.cli; print(*{'sklearn', 'matplotlib', 'safetensors', 'cupy'} & set(sys.modules))"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    outcome = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
+    )
     assert outcome.stdout.strip() == ""

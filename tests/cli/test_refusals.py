@@ -24,6 +24,7 @@ import gpubp
         (["--layers", "1.5"], "'1.5' is not a width"),
         (["--layers", "-3"], "'-3' is not a width"),
         (["--layers", "99999999"], "'99999999' is not a width"),
+        (["--layers", "9" * 5000], "999' is not a width"),
         (["--activation", "relux"], "unknown activation 'relux': use one of identity, leakyrelu, relu"),
         (["--optimizer", "rmsprop"], "unknown optimizer 'rmsprop': use one of adam, sgd"),
         (["--device", "gpu"], "unknown device 'gpu': use 'cpu', 'cuda', 'cuda:1' or 'auto'"),
@@ -116,7 +117,7 @@ def test_a_loss_that_explodes_is_told_with_its_place(pets):
     outcome = run("train", pets, "--target", "kind", "--learning-rate", "1e30", "--quiet")
     assert outcome.exit_code == 1
     first, *table, last = outcome.stderr.splitlines()
-    assert re.fullmatch(r"error: the loss is not a finite number in epoch \d+, batch \d+ of \d+\.", first)
+    assert re.fullmatch(r"error: the loss or a weight is not a finite number in epoch \d+, batch \d+ of \d+\.", first)
     assert "largest |activation|" in table[0]
     assert any(line.strip().startswith("Dense(") for line in table)
     assert "Try a smaller learning rate than 1e+30" in last

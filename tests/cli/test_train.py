@@ -142,6 +142,11 @@ def test_options_reach_the_training(pets, monkeypatch):
     assert [layer.n_out for layer in net.layers if isinstance(layer, gpubp.Dense)] == [5, 4, 3]
 
 
+def test_no_penalty_at_all_is_a_choice(pets):
+    assert run("train", pets, "--target", "kind", "--l2", "0", *SMALL).exit_code == 0
+    assert gpubp.load("model.safetensors", device="cpu").l2 == 0
+
+
 def test_the_task_can_be_set(folder):
     write_csv(folder / "n.csv", {"x": range(60), "y": [i % 6 for i in range(60)]})
     assert "target: y, 6 classes: 0, 1, 2, 3, 4, 5" in run("train", "n.csv", "--target", "y", *SMALL).stdout
