@@ -79,6 +79,17 @@ def test_rows_that_can_not_be_predicted(model, folder, text, said):
     assert said in refused("predict", model, "new.csv", "--out", "p.csv", code=1)
 
 
+@pytest.mark.parametrize("out", ["pets.safetensors", "pets.csv"])
+def test_predictions_do_not_overwrite_what_they_are_made_from(model, pets, out):
+    before = Path(out).read_bytes()
+    assert f"--out: {out} would overwrite an input" in refused("predict", model, pets, "--out", out, code=2)
+    assert Path(out).read_bytes() == before
+
+
+def test_the_place_of_the_predictions_is_looked_at_first(folder):
+    assert "--out: there is no directory nowhere" in refused("predict", "m", "d", "--out", "nowhere/p.csv", code=2)
+
+
 def test_models_that_can_not_predict(model, pets, folder):
     assert "nothing.safetensors" in refused("predict", "nothing.safetensors", pets, code=1)
     (folder / "text").write_text("no model", encoding="utf-8")

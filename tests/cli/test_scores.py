@@ -30,6 +30,15 @@ def test_twenty_classes_fit_on_lines_of_80(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 22
     assert max(map(len, lines)) <= 80
+    for position, line in enumerate(lines[2:]):
+        cells = line.split()
+        assert cells[:3] == ["newsgroup", str(position), str(position + 1)]
+        assert cells[3:] == ["36" if other == position else "." for other in range(20)]
+
+
+def test_names_with_brackets_are_no_markup(capsys):
+    print_confusion(np.array([[2, 0], [0, 1]]), ("[b]", "a"))
+    assert capsys.readouterr().out.splitlines()[1:] == ["truth [b] a", "  [b]   2 .", "    a   . 1"]
 
 
 def test_too_many_classes_are_told_by_the_worst(capsys):
@@ -46,6 +55,7 @@ def test_too_many_classes_are_told_by_the_worst(capsys):
         ("R2", -0.5, "-0.5000"),
         ("R2", float("nan"), "nan"),
         ("RMSE", 53.123, "53.12"),
+        ("RMSE", 50.0, "50.00"),
         ("RMSE", 123456.789, "123456.79"),
         ("RMSE", 0.0012345, "0.001234"),
     ],
