@@ -1,4 +1,4 @@
-"""`Network`: losses and predictions in batches, and stacks with more members than weights."""
+"""`Network`: losses and predictions in batches, stacks with more members than weights, and example weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gpubp
+from gpubp.errors import DataError
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 100])
@@ -37,3 +38,11 @@ def test_a_stack_may_have_more_members_than_weights():
         assert L[e] == pytest.approx(L_e, rel=1e-13)
         for name, array in gradients_e.items():
             np.testing.assert_allclose(gradients[name][e], array, rtol=1e-13)
+
+
+@pytest.mark.parametrize("weight", [np.inf, np.nan, -1.0])
+def test_an_example_weight_is_a_finite_number_of_at_least_zero(weight):
+    net = gpubp.mlp([4, 3], rng=0)
+    with pytest.raises(DataError, match="negative or not finite"):
+        net.loss_and_gradients(np.ones((2, 4)), [0, 1], [1.0, weight])
+    assert np.isfinite(net.loss_and_gradients(np.ones((2, 4)), [0, 1], [1.0, 0.0])[0])

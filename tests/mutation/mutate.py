@@ -2,7 +2,7 @@
 
     python tests/mutation/mutate.py -j 2                   # everything
     python tests/mutation/mutate.py --sample 40 --seed 3   # a sample, the same for the same seed
-    python tests/mutation/mutate.py --files 'layers/*' --list
+    python tests/mutation/mutate.py --files 'gpubp/layers/*' --list
 
 The operators, of ``operators.py``:
 
@@ -71,9 +71,14 @@ def all_mutants(files: str = "*") -> list[Mutant]:
     return [
         mutant
         for path, name in names
-        if fnmatch.fnmatch(name, files)
+        if is_meant(name, files)
         for mutant in mutants_of(name, path.read_text(), FUNCTIONS.get(name, ()))
     ]
+
+
+def is_meant(file: str, pattern: str) -> bool:
+    """Whether a file below gpubp/ matches a pattern, with or without the package in front."""
+    return fnmatch.fnmatch(file, pattern.removeprefix("gpubp/"))
 
 
 def suites_of(file: str) -> tuple[str, ...]:
@@ -140,7 +145,7 @@ def table(outcomes: dict[Mutant, Outcome], listed: set[Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the script; the exit code is 1 where a mutant survived or an entry is stale, 2 where nothing can be said."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", default="*", help="pattern of files below gpubp/, such as 'layers/*'")
+    parser.add_argument("--files", default="*", help="pattern of files, such as 'gpubp/layers/*'")
     parser.add_argument("--sample", type=int, help="how many mutants to draw; all without it")
     parser.add_argument("--seed", type=int, default=0, help="which sample to draw")
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
@@ -151,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     mutants = all_mutants(options.files)
     listed = {key_of(entry): entry for entry in tomllib.loads(options.equivalent.read_text()).get("mutant", [])}
-    listed = {key: entry for key, entry in listed.items() if fnmatch.fnmatch(entry["file"], options.files)}
+    listed = {key: entry for key, entry in listed.items() if is_meant(entry["file"], options.files)}
     stale = [(key, "there is no such mutant") for key in listed.keys() - {mutant.key for mutant in mutants}]
     stale += [(key, "it gives no reason") for key, entry in listed.items() if not entry.get("reason", "").strip()]
     if options.sample is not None and options.sample < len(mutants):

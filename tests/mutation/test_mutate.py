@@ -12,7 +12,7 @@ from mutants import as_calls, mutants_of
 from mutate import all_mutants, as_entry
 
 SCRIPT = Path(__file__).with_name("mutate.py")
-FEW = ["--files", "initializers.py", "--sample", "3", "-j", "2"]
+FEW = ["--files", "gpubp/initializers.py", "--sample", "3", "-j", "2"]
 
 
 def changes(text, functions=()):
