@@ -217,6 +217,7 @@ def test_the_same_seed_gives_the_same_network_and_dtypes_agree():
         (lambda: gpubp.mlp([4, 3]).loss_and_gradients(np.ones((2, 4)), [0, 1], [1]), ShapeError, r"shape \(1,\)"),
         (lambda: gpubp.mlp([4, 3]).loss_and_gradients(np.ones((2, 4)), [0, 1], [1, -1]), DataError, "negative"),
         (lambda: gpubp.mlp([4, 3]).loss_and_gradients(np.ones((2, 4)), [0, 1], [1, np.nan]), DataError, "not finite"),
+        (lambda: gpubp.mlp([4, 3]).loss_and_gradients(np.ones((2, 4)), [0, 1], [1, np.inf]), DataError, "not finite"),
         (lambda: gpubp.mlp([4, 3]).loss_and_gradients(np.ones((2, 4)), [0, 1], [0, 0]), DataError, "zero for every"),
     ],
 )  # fmt: skip
