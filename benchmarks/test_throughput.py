@@ -6,47 +6,21 @@ Run ``python -m pytest benchmarks/test_throughput.py --benchmark-json=results.js
 
 from __future__ import annotations
 
-import functools
-import os
+from collections.abc import Callable
 from typing import Any
 
-import pytest
-from throughput import Cell, Step, measure, random_data
+from gpubp.cost import Ceilings
 
-import gpubp
+from .cells import Cell, data_set, grid
+from .throughput import Step, measure
 
-BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
-NETS = ((784, 128, 10), (784, 512, 512, 10))
-OPTIMIZERS = ("sgd", "adam")
-DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
+CELLS = grid()
 
 
-@pytest.fixture
-def usable(device: str) -> str:
-    """The device, if there is one."""
-    reason = gpubp.why_no_cuda() if device == "cuda" else None
-    if reason and os.environ.get("GPUBP_REQUIRE_GPU") == "1":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(f"NO GPU FIGURES: {reason}")
-    return device
-
-
-@functools.lru_cache(maxsize=1)
-def data_set(rows: int, n_in: int, classes: int, device: str) -> tuple[Any, Any]:
-    """One data set at a time: the largest is 196 MiB."""
-    return random_data(rows, n_in, classes, device)
-
-
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("net", NETS, ids=lambda widths: "-".join(map(str, widths)))
-@pytest.mark.parametrize("device", DEVICES)
 def test_training_step(
-    benchmark: Any, pytestconfig: pytest.Config, usable: str, net: tuple[int, ...], optimizer: str, batch: int
+    benchmark: Any, cell: Cell, data_rows: int, cell_seconds: float, ceilings_of: Callable[[str, str], Ceilings]
 ) -> None:
     """One cell of the table."""
-    rows = max(batch, pytestconfig.getoption("--data-rows"))
-    X, T = data_set(rows, net[0], net[-1], usable)
-    benchmark.group = f"{'-'.join(map(str, net))} {optimizer} {usable}"
-    measure(benchmark, Step(Cell(net, optimizer, usable, batch), X, T), pytestconfig.getoption("--cell-seconds"))
+    X, T = data_set(max(cell.batch, data_rows), cell.widths[0], cell.widths[-1], cell.device, cell.dtype)
+    benchmark.group = f"step {cell.net} {cell.optimizer} {cell.dtype} {cell.device}"
+    measure(benchmark, Step(cell, X, T), ceilings_of(cell.device, cell.dtype), cell_seconds)

@@ -8,16 +8,18 @@ looked for, never at ``import gpubp``.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from gpubp.errors import DataError, DeviceError, SettingError
+from gpubp.errors import DataError, DeviceError, OutOfDeviceMemoryError, SettingError
 
 Array: TypeAlias = Any
 """A ``numpy.ndarray`` or a ``cupy.ndarray``."""
@@ -43,8 +45,24 @@ class Device:
         return _import_cupy() if self.is_cuda else np
 
     def activate(self) -> contextlib.AbstractContextManager[Any]:
-        """Make this the current device for the duration of a ``with`` block."""
-        return self.module.cuda.Device(self.index) if self.is_cuda else contextlib.nullcontext()
+        """Make this the current device for the duration of a ``with`` block.
+
+        Within it, a lack of device memory is an `OutOfDeviceMemoryError`.
+        """
+        return self._activated() if self.is_cuda else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _activated(self) -> Iterator[None]:
+        cupy = self.module
+        with cupy.cuda.Device(self.index):
+            try:
+                yield
+            except cupy.cuda.memory.OutOfMemoryError as error:
+                raise OutOfDeviceMemoryError(
+                    f"{self} has not enough memory ({str(error).strip().rstrip('.')}; {free_bytes(self):,} bytes are "
+                    "free). Use a smaller batch_size or a micro_batch_size, keep the examples on the host with "
+                    "resident=False, or predict with a batch_size"
+                ) from error
 
     def __str__(self) -> str:
         return f"cuda:{self.index}" if self.is_cuda else self.kind
@@ -153,17 +171,44 @@ def to_host(array: Array) -> np.ndarray[Any, Any]:
 
 
 def to_device(array: Array, device: str | Device) -> Array:
-    """The array on the given device; one that is there already is returned as it is, without a copy."""
+    """The array on the given device; one that is there already is returned as it is, without a copy.
+
+    Raises:
+        OutOfDeviceMemoryError: It does not fit there.
+    """
     target = resolve_device(device)
     if not target.is_cuda:
         return to_host(array)
     if _is_cupy(array) and device_of(array) == target:
         return array
+    xp = target.module
     with target.activate():
-        return target.module.asarray(array)
+        try:
+            return xp.asarray(array)
+        except xp.cuda.memory.OutOfMemoryError as error:
+            raise OutOfDeviceMemoryError(
+                f"an array of {array.nbytes:,} bytes was to be moved to {target}, where {free_bytes(target):,} are free"
+            ) from error
 
 
-def as_array(data: Any, device: Device, *, dtype: Any = None, name: str = "the array") -> Array:
+def free_bytes(device: Device) -> int:
+    """How much memory can be had on a CUDA device, as far as CuPy's pool may grow; what that keeps for later counts."""
+    cupy = device.module
+    with device.activate():
+        pool = cupy.get_default_memory_pool()
+        free = int(cupy.cuda.runtime.memGetInfo()[0] + pool.free_bytes())
+        limit = pool.get_limit()  # 0 for none
+        return min(free, max(0, int(limit - pool.used_bytes()))) if limit else free
+
+
+def has_room(device: Device, nbytes: float) -> bool:
+    """Whether so much memory can be had on a CUDA device."""
+    if nbytes > free_bytes(device):
+        gc.collect()  # what was dropped in a cycle of references is not free before
+    return nbytes <= free_bytes(device)
+
+
+def as_array(data: Any, device: Device, *, dtype: Any = None, name: str = "the array", move: bool = True) -> Array:
     """What a user handed in, as an array on `device`; shared, not copied, where that is possible.
 
     Takes NumPy and CuPy arrays, whatever speaks ``__cuda_array_interface__`` or DLPack (PyTorch and JAX tensors,
@@ -175,6 +220,7 @@ def as_array(data: Any, device: Device, *, dtype: Any = None, name: str = "the a
         device: Where the array is wanted.
         dtype: The wanted dtype; None keeps what the data has.
         name: What to call the data in an error.
+        move: Whether data on the host is moved; without, it stays there.
 
     Raises:
         DeviceError: The data lives on another CUDA device, or on one at all where `device` is the CPU.
@@ -193,7 +239,7 @@ def as_array(data: Any, device: Device, *, dtype: Any = None, name: str = "the a
     if dtype is not None and array.dtype != dtype:
         with device_of(array).activate():
             array = array.astype(dtype)
-    return to_device(array, device)
+    return to_device(array, device) if move else array
 
 
 def _imported(data: Any, name: str) -> Array:

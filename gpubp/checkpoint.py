@@ -19,7 +19,7 @@ FORMAT, VERSION = "gpubp", 1
 
 
 def save(network: Network, path: str | Path, *, metadata: dict[str, Any] | None = None) -> None:
-    """Write a network to a file: its architecture, parameters and constants.
+    """Write a network to a file: its architecture, parameters and constants, and how far its training is.
 
     The file is complete or not there: on a failure (a full disk) the file that was there before stays.
 
@@ -40,6 +40,9 @@ def save(network: Network, path: str | Path, *, metadata: dict[str, Any] | None 
         "dtype": str(network.dtype),
         "members": network.members,
         "l2": network.l2,
+        "matmul_precision": network.matmul_precision,
+        "epochs_trained": network.epochs_trained,
+        "draws": {"seed": network.draws.seed, "steps": network.draws.steps},
     }
     tensors = {name: np.ascontiguousarray(to_host(array)) for name, array in network.parameters.items()}
     for position, layer in enumerate(network.layers):
@@ -51,6 +54,9 @@ def save(network: Network, path: str | Path, *, metadata: dict[str, Any] | None 
 
 def load(path: str | Path, *, device: str | Device = "auto") -> Network:
     """Read a network from a file that `save` wrote.
+
+    A further `fit` goes on with the order of the examples, and with what random layers draw, where the training that
+    was saved stopped. The optimizer's state is not in the file; `Optimizer.snapshot` has it.
 
     Raises:
         ModelFileError: The file is missing, damaged, or no gpubp model.
@@ -71,7 +77,11 @@ def load(path: str | Path, *, device: str | Device = "auto") -> Network:
             device=device,
             members=architecture["members"],
             l2=architecture["l2"],
+            matmul_precision=architecture.get("matmul_precision", "float32"),  # younger than the format
         )
+        network.epochs_trained = _count(architecture.get("epochs_trained", 0))  # younger, too
+        if draws := architecture.get("draws"):
+            network.set_draws(_count(draws["seed"], 64), _count(draws["steps"]))
     except ModelFileError:
         raise
     except (KeyError, TypeError, ValueError) as error:
@@ -79,6 +89,12 @@ def load(path: str | Path, *, device: str | Device = "auto") -> Network:
     with network.device.activate():
         _fill(network, tensors, Path(path))
     return network
+
+
+def _count(value: Any, bits: int = 63) -> int:
+    if type(value) is not int or not 0 <= value < 2**bits:
+        raise ValueError(f"{value!r} is no whole number from 0 to 2^{bits} - 1")
+    return value
 
 
 def _fill(network: Network, tensors: dict[str, Any], path: Path) -> None:
@@ -97,9 +113,13 @@ def _fill(network: Network, tensors: dict[str, Any], path: Path) -> None:
         view[...] = taken(name, view.shape)
     lead = ((),) if network.members is None else ((), (network.members,))
     for position, layer in enumerate(network.layers):
-        shapes = {name: (f"{position}.{name}", shape) for name, shape in layer.constant_shapes().items()}
-        if any(key in tensors for key, _ in shapes.values()):  # a layer that was never adapted has none
-            layer.constants = {name: taken(key, shape, lead) for name, (key, shape) in shapes.items()}
+        shapes = layer.constant_shapes()
+        keys = {name: f"{position}.{name}" for name in shapes}
+        # A layer that was never adapted has none, one within a block neither.
+        there = {key.rpartition(".")[0] for key in keys.values() if key in tensors}
+        held = {name: key for name, key in keys.items() if key.rpartition(".")[0] in there}
+        if held:
+            layer.constants = {name: taken(key, shapes[name], lead) for name, key in held.items()}
     if tensors:
         raise ModelFileError(f"{path}: the array {min(tensors)!r} belongs to no layer")
 
@@ -128,7 +148,11 @@ def _read(path: Path, *, arrays: bool = True) -> tuple[dict[str, str], dict[str,
             if texts.get("format") != FORMAT:
                 raise ModelFileError(f"{path} is a safetensors file, but not a model that gpubp saved")
             names = file.keys() if arrays else []
-            return texts, {name: file.get_tensor(name) for name in names}
+            tensors = {name: file.get_tensor(name) for name in names}
+        for name, array in tensors.items():
+            if array.dtype.kind not in "fiub":  # bfloat16, which NumPy has where ml_dtypes was imported
+                raise TypeError(f"{name} is {array.dtype}")
+        return texts, tensors
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: there is no such file") from error
     except SafetensorError as error:

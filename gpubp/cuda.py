@@ -1,4 +1,4 @@
-"""Finds, compiles and launches the CUDA kernels of ``kernels/``.
+"""Finds, compiles and launches the CUDA kernels of ``kernels/``; captures what is launched as a CUDA graph.
 
 Nothing is compiled, and CuPy is not imported, before a kernel is first launched. The ``.cuh`` headers are put into
 the source text before it is compiled: the disk cache of compiled kernels looks at the text alone, and would miss a
@@ -7,9 +7,11 @@ change in a header that the compiler reads from a path.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -99,6 +101,47 @@ def _compiled(device: int, stem: str, kernel: str) -> Any:
         return module.get_function(kernel)
     except cupy.cuda.compiler.CompileException as error:
         raise DeviceError(f"kernel {kernel} of {stem}.cu does not compile on cuda:{device}: {error}") from error
+
+
+@contextlib.contextmanager
+def ordered(stream: Any) -> Iterator[None]:
+    """Make a stream the current one: after all that was enqueued before, and before all that will be afterwards."""
+    caller = _cupy().cuda.get_current_stream()
+    stream.wait_event(caller.record())
+    try:
+        with stream:
+            yield
+    finally:  # what was enqueued before an error goes on, too
+        caller.wait_event(stream.record())
+
+
+def wait(event: Any) -> None:
+    """Wait until the device has passed an event, and hear Ctrl-C meanwhile, as a wait within the driver does not."""
+    began = time.perf_counter()
+    while not event.done:
+        time.sleep((time.perf_counter() - began) / 50)  # seen at most that much too late
+
+
+def captured(stream: Any, work: Callable[[], None]) -> Any:
+    """The launches that `work` makes on a stream, as a CUDA graph; nothing is computed.
+
+    Raises:
+        Exception: Whatever can't be captured, memory that `work` asks for above all: the graph would go on writing it
+            when it is somebody else's.
+    """
+    with stream, _cupy().cuda.using_allocator(_refuse_memory):
+        stream.begin_capture()
+        try:
+            work()
+        except BaseException:
+            with contextlib.suppress(Exception):  # the capture is broken already, and the first error says why
+                stream.end_capture()
+            raise
+        return stream.end_capture()
+
+
+def _refuse_memory(nbytes: int) -> Any:
+    raise DeviceError(f"{nbytes:,} bytes of device memory were asked for within a step")
 
 
 def clear_cache() -> None:

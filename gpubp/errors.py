@@ -12,6 +12,10 @@ class DeviceError(GpubpError, RuntimeError):
     """A device that was asked for can't be used, or arrays of different devices met in one call."""
 
 
+class OutOfDeviceMemoryError(DeviceError, MemoryError):
+    """A device has not the memory that is asked for."""
+
+
 class ShapeError(GpubpError, ValueError):
     """Arrays or layers whose shapes do not fit each other."""
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gpubp.backend import as_array, to_host
 from gpubp.errors import ShapeError
 from gpubp.network import Network
+from gpubp.showing import preformatted
 
 EPSILON = 1e-5
 """Step of the central difference. Its own error is about epsilon^2 (cut off) plus 1e-16 / epsilon (rounding)."""
@@ -90,6 +91,9 @@ class GradientReport:
             + (f"; {self.kinks} entries at a kink left out" if self.kinks else "")
         )
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return preformatted(str(self))
 
 
 def compare(
@@ -202,7 +206,9 @@ def check_gradients(
     generator = np.random.default_rng(rng)
 
     def value() -> float:
-        return float(np.sum(other.evaluate_prepared(X, T, w)))  # members of a stack do not touch each other
+        # As in training, on one batch, and with the same draws each time.
+        L = other.evaluate_prepared(X, T, w, X.shape[-2], training=True)
+        return float(np.sum(L))  # members of a stack do not touch each other
 
     _, gradients = other.loss_and_gradients(X, T, w)
     settings: dict[str, Any] = {"epsilon": epsilon, "tolerance": tolerance, "entries": entries, "rng": generator}

@@ -1,7 +1,8 @@
 """Initial weights. All draw from one NumPy generator, so that a seed gives the same network on every device.
 
 Sources: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010),
-equation 16; He et al., "Delving deep into rectifiers" (2015), equation 10.
+equation 16; He et al., "Delving deep into rectifiers" (2015), equation 10; LeCun et al., "Efficient backprop" (1998),
+equation 16; Saxe et al., "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks" (2014).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpubp.errors import SettingError
+from gpubp.settings import require_positive
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,32 @@ class He(_VarianceScaling):
         return 2 / n_in
 
 
+class LeCun(_VarianceScaling):
+    """Variance 1 / n_in: a layer's sums have the scale of its inputs, where these have mean 0 and variance 1."""
+
+    def variance(self, n_in: int, n_out: int) -> float:
+        """The variance of one weight."""
+        return 1 / n_in
+
+
+@dataclass(frozen=True)
+class Orthogonal(Initializer):
+    """`gain` times a matrix with orthonormal rows or columns, whichever are fewer; all such matrices equally likely."""
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "gain", self.gain)
+
+    def __call__(self, rng: np.random.Generator, n_in: int, n_out: int) -> NDArray[np.float64]:
+        """Draw the weights."""
+        Q, R = np.linalg.qr(rng.normal(size=(max(n_in, n_out), min(n_in, n_out))))
+        # QR leaves the signs open, and LAPACK does not draw them: with R's diagonal positive there is but one Q. See
+        # Mezzadri, "How to generate random matrices from the classical compact groups" (2007).
+        Q = Q * np.where(np.diagonal(R) < 0, -1, 1)
+        return self.gain * (Q if n_in >= n_out else Q.T)
+
+
 @dataclass(frozen=True)
 class TruncatedNormal(Initializer):
     """Normal with standard deviation `std`, values beyond two standard deviations drawn again."""
@@ -77,8 +105,7 @@ class TruncatedNormal(Initializer):
     std: float = 0.05
 
     def __post_init__(self) -> None:
-        if not 0 < self.std < math.inf:
-            raise SettingError(f"TruncatedNormal: std={self.std} is not a positive finite number")
+        require_positive(self, "std", self.std)
 
     def __call__(self, rng: np.random.Generator, n_in: int, n_out: int) -> NDArray[np.float64]:
         """Draw the weights."""
@@ -107,8 +134,11 @@ def initializer(choice: str | dict[str, Any] | Initializer) -> Initializer:
         "glorot_normal": Glorot("normal"),
         "he_uniform": He("uniform"),
         "he_normal": He("normal"),
+        "lecun_uniform": LeCun("uniform"),
+        "lecun_normal": LeCun("normal"),
+        "orthogonal": Orthogonal(),
         "truncated_normal": TruncatedNormal(),
     }
-    if choice not in named:
+    if not isinstance(choice, str) or choice not in named:
         raise SettingError(f"unknown initializer {choice!r}: use one of {', '.join(named)}")
     return named[choice]

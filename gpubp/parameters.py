@@ -33,9 +33,16 @@ class Parametrized(Protocol):
 
     parameters: dict[str, Array]
     gradients: dict[str, Array]
+    constants: dict[str, Array]
 
     def declare(self) -> Mapping[str, Parameter]:
         """The parameters by name."""
+
+    def initial_constants(self) -> Mapping[str, Array]:
+        """The constants that are there before any data."""
+
+    def bind(self, kind: str, name: str, view: Array) -> None:
+        """Take a view of a parameter or of its gradient."""
 
 
 class FlatParameters:
@@ -45,7 +52,7 @@ class FlatParameters:
     the first `decayed` columns alone.
 
     Args:
-        layers: The layers to bind; their `parameters` and `gradients` are set to views.
+        layers: The layers to bind; their `parameters` and `gradients` become views, and they get their constants.
         dtype: float32 or float64.
         device: Where the buffers live.
         members: None for a single network, E for a stack.
@@ -84,6 +91,12 @@ class FlatParameters:
                 row[slices[position, name]] = parameter.draw(generator).ravel()
         with device.activate():
             self.theta = device.module.asarray(initial)
+            for layer in layers:
+                if constants := layer.initial_constants():
+                    layer.constants = {
+                        name: device.module.asarray(np.tile(array, (*lead, *[1] * array.ndim)).astype(dtype))
+                        for name, array in constants.items()
+                    }
         self.parameters = self._views(self.theta, declared, slices, "parameters")
         self.gradients = self._views(self.dL_dtheta, declared, slices, "gradients")
         self._declared, self._slices = declared, slices
@@ -99,5 +112,5 @@ class FlatParameters:
             view = flat[..., slices[position, name]].reshape(flat.shape[:-1] + parameter.shape)
             views[f"{position}.{name}"] = view
             if attribute is not None:
-                getattr(layer, attribute)[name] = view
+                layer.bind(attribute, name, view)
         return views

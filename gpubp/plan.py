@@ -1,54 +1,37 @@
 """The planned training step: every array that a step writes, laid out once in one workspace. No maths in this file.
 
-Layers and losses say what they write (`buffers`) and what backward reads again (`saves`). From that follows the life of
-each array: the steps from its first write to its last read. Arrays whose lives do not overlap share memory. The step
-itself is `Network.run_step`, the same code that runs eagerly.
+The step itself is `Network.run_step`, the same code that runs eagerly. Where compiled kernels compute all of it, it is
+recorded, as a program of CPU kernels or as a CUDA graph, and many steps run in one call.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from itertools import chain
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from gpubp.backend import Array
-from gpubp.buffers import Buffer, Shape
-from gpubp.errors import ShapeError
+from gpubp import cpu, cublas, cuda, workspace
+from gpubp.backend import Array, free_bytes, has_room
+from gpubp.buffers import Shape
+from gpubp.errors import OutOfDeviceMemoryError, ShapeError
+from gpubp.layers.base import all_layers
 from gpubp.network import Network, StepBuffers
+from gpubp.ops.combine import combine
+from gpubp.ops.gather import example_axis, example_rows, gather, row_slices
 from gpubp.optimizers.base import Optimizer
+from gpubp.recording import NotFiniteError, Recording, StepToRecord, captured, programmed
 
-ALIGNMENT = 64
-"""Bytes: every array of the workspace starts at a multiple of this, a cache line."""
+SMALL_BYTES = 2**20
+"""Device memory for the many small arrays of a training, 512 bytes each at least, and for what the pool wastes."""
 
-
-@dataclass
-class Planned:
-    """One array of the plan.
-
-    Attributes:
-        place: Where the step looks for it: pass (``forward``, ``loss``, ``backward``), layer, name.
-        shape: Its shape for a full batch.
-        born: The step that writes it first.
-        dies: The step that reads it last.
-        inside: The array whose memory it takes over, element by element; None where it has its own.
-        offset: Where it starts in the workspace, in elements.
-    """
-
-    place: tuple[str, int, str]
-    shape: Shape
-    born: int
-    dies: int
-    inside: Planned | None = None
-    offset: int = 0
-
-    @property
-    def size(self) -> int:
-        """Its number of elements."""
-        return math.prod(self.shape)
+Batch: TypeAlias = tuple[Array, Array, Array | None]
+"""X, T and sample_weight of some examples."""
 
 
 class StepPlan:
@@ -58,23 +41,74 @@ class StepPlan:
         network: The network to train.
         batch_size: The largest number of examples in a step.
         stacked: Whether each member of a stack has its own examples, X (E, N, n_in), rather than sharing (N, n_in).
+        micro_batch_size: How many examples are computed at a time; their gradients are added up to that of the whole
+            step, which is the same but for rounding; layers that are random, or take statistics of a batch, do so for
+            each part. None for all at once.
+        beside: Bytes of device memory to leave for what training takes besides the steps, such as the optimizer's
+            state.
 
     Attributes:
         workspace: The one array that holds every buffer.
+
+    Raises:
+        OutOfDeviceMemoryError: The steps do not fit on the device; the message says which would.
     """
 
-    def __init__(self, network: Network, batch_size: int, *, stacked: bool = False) -> None:
+    def __init__(
+        self,
+        network: Network,
+        batch_size: int,
+        *,
+        stacked: bool = False,
+        micro_batch_size: int | None = None,
+        beside: int = 0,
+    ) -> None:
         self.network, self.batch_size, self.stacked = network, batch_size, stacked
-        self._planned = self._lives(batch_size)
-        self._size = _lay_out(self._planned, ALIGNMENT // network.dtype.itemsize)
+        self.micro_batch_size = min(batch_size, micro_batch_size or batch_size)
+        self._planned = workspace.lives(network, self.micro_batch_size, stacked)
+        self._size = workspace.lay_out(self._planned, network.dtype.itemsize)
         with network.device.activate():
-            self.workspace = _aligned(network.device.module, self._size, network.dtype)
+            if network.device.is_cuda:
+                self._require_memory(beside)
+            self.workspace = self._aligned(self._size)
+            self._dL_dtheta = network.dL_dtheta  # of the whole step, and its loss where that is added up
+            if self.micro_batch_size < batch_size:
+                self._dL_dtheta = network.device.module.empty_like(network.theta)
+            self._L = network.device.module.empty(network.theta.shape[:-1], network.dtype)
+            self._stream: Any = network.device.module.cuda.Stream(non_blocking=True) if network.device.is_cuda else None
         self._buffers: dict[int, StepBuffers] = {}
+        self._examples: dict[tuple[Any, ...], list[Array]] = {}  # the memory of minibatches of one kind, ...
+        self._minibatches: dict[tuple[Any, ...], list[Array]] = {}  # and views of it, for each number of examples
+        self._recordings: dict[tuple[Any, ...], tuple[tuple[Any, ...], Recording | None]] = {}
+        self._warm: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self.why_not_captured: str | None = None
+        """Why steps on a CUDA device are launched one by one; None where they are captured, or have not been yet."""
 
     @property
     def workspace_bytes(self) -> int:
         """Size of the workspace."""
         return int(self.workspace.nbytes)
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of the arrays that this plan has made by now, and keeps; a first call of `steps` makes some of them.
+
+        They are the workspace, minibatches, the index and the losses of the steps of a launch, and the gradient that
+        micro-batches add up to. Left out are what belongs to the network and to the optimizer, the sums of parts that
+        some kernels keep, and copies of theta while a recording is tried.
+        """
+        arrays = [self.workspace, self._L, *chain(*self._examples.values())]
+        if self._dL_dtheta is not self.network.dL_dtheta:
+            arrays.append(self._dL_dtheta)
+        for _, recording in self._recordings.values():
+            if recording is not None:
+                arrays += [recording.index, recording.losses]
+        return sum(int(array.nbytes) for array in arrays)
+
+    @property
+    def dL_dtheta(self) -> Array:
+        """The gradient that the last update took: of the whole step, where that is done in micro-batches too."""
+        return self._dL_dtheta
 
     def step(
         self,
@@ -96,38 +130,286 @@ class StepPlan:
                 processes, say).
 
         Returns:
-            The loss before the update, of shape () or (E,).
+            The loss before the update, of shape () or (E,); the next step overwrites it.
         """
-        network = self.network
-        with network.device.activate():
-            L = network.run_step(X, T, sample_weight, self.buffers(X.shape[-2]))
-            if reduce_gradients is not None:
-                reduce_gradients(network.dL_dtheta)
-            optimizer.update(network.theta, network.dL_dtheta)
+        with self.network.device.activate():
+            return self._step(_slices(X, T, sample_weight), X.shape[-2], optimizer, reduce_gradients)
+
+    def gradients(self, X: Array, T: Array, sample_weight: Array | None) -> Array:
+        """The loss of at most `batch_size` examples, as `step` returns it; the gradient is left in `dL_dtheta`.
+
+        Random layers draw what the next step will draw. X may be as `Network.examples` gives it, too: each micro-batch
+        is converted when its turn comes.
+        """
+        with self.network.device.activate():
+            self.network.draws.begin_steps(0)
+            part = _slices(X, T, sample_weight)
+            return self._gradients(lambda rows: self._converted(part(rows)), X.shape[-2], self._L)
+
+    def _converted(self, batch: Batch) -> Batch:
+        return self.network.device.module.ascontiguousarray(self.network.converted(batch[0])), *batch[1:]
+
+    def _step(
+        self,
+        part: Callable[[slice], Batch],
+        N: int,
+        optimizer: Optimizer,
+        reduce_gradients: Callable[[Array], None] | None = None,
+    ) -> Array:
+        """A step on N examples, which `part` gives a slice of; its loss."""
+        self.network.draws.begin_steps(1)
+        L = self._gradients(part, N, self._L)
+        if reduce_gradients is not None:
+            reduce_gradients(self._dL_dtheta)
+        optimizer.update(self.network.theta, self._dL_dtheta, self.network.weights_size)
         return L
 
-    def buffers(self, N: int) -> StepBuffers:
-        """Views of the workspace for a step of N examples; the last, smaller batch of an epoch uses the same memory.
+    def _gradients(self, part: Callable[[slice], Batch], N: int, L: Array) -> Array:
+        """Loss and gradient of N examples, micro-batch by micro-batch: writes `_dL_dtheta`, and returns the loss.
+
+        Args:
+            part: Gives a slice of the examples.
+            N: How many there are.
+            L: Receives the loss where it is a sum of several, or where the loss writes where it is told to.
 
         Raises:
             ShapeError: N is larger than the plan's batch size.
         """
+        network = self.network
         if N > self.batch_size:
             raise ShapeError(
                 f"{N} examples in a step that was planned for at most {self.batch_size}: make a new StepPlan"
             )
+        network.draws.part = 0
+        if N <= self.micro_batch_size and self._dL_dtheta is network.dL_dtheta:
+            return network.run_step(*part(slice(0, N)), self.buffers(N, L))
+        for number, rows in enumerate(row_slices(N, self.micro_batch_size)):
+            network.draws.part = number
+            share, kept = (rows.stop - rows.start) / N, float(rows.start > 0)
+            L_part = network.run_step(*part(rows), self.buffers(rows.stop - rows.start))
+            combine(self._dL_dtheta, kept, network.dL_dtheta, share)
+            combine(L, kept, L_part, share)
+        network.draws.part = 0
+        return L
+
+    def steps(
+        self,
+        X: Array,
+        T: Array,
+        sample_weight: Array | None,
+        index: Array,
+        optimizer: Optimizer,
+        *,
+        reduce_gradients: Callable[[Array], None] | None = None,
+    ) -> Array:
+        """Training steps one after the other, step s on the examples ``index[s]`` of a data set.
+
+        Where the CPU kernels compute all that a step does, it is recorded once, and all steps run in one call.
+
+        Args:
+            X: As for `step`, but all the examples.
+            T: Theirs.
+            sample_weight: Theirs.
+            index: (S, N) int64 on the network's device, examples within the data set, N at most `batch_size`.
+            optimizer: Changes the network's parameters.
+            reduce_gradients: As for `step`; Python is called in each step then, and nothing recorded.
+
+        Returns:
+            The losses before each update, (S,) or (S, E).
+        """
+        network, S = self.network, int(index.shape[0])
+        lead = () if network.members is None else (network.members,)
+        data = (X, T) if sample_weight is None else (X, T, sample_weight)
+        with network.device.activate():
+            losses = network.device.module.empty((S, *lead), network.dtype)
+            with cuda.ordered(self._stream) if network.device.is_cuda else contextlib.nullcontext():
+                done = 0
+                if reduce_gradients is None and (network.device.is_cuda or cpu.kernels() is not None):
+                    done = self._recorded_steps(data, index, optimizer, losses)
+                for s in range(done, S):
+                    losses[s] = self._step(self._parts(data, index[s]), index.shape[1], optimizer, reduce_gradients)
+        return losses
+
+    def forget_recordings(self) -> None:
+        """Let go of the data sets that recorded steps read."""
+        self._recordings.clear()
+        self._warm.clear()
+        self._minibatches.clear()
+        self._examples.clear()
+
+    def minibatch(self, data: tuple[Array, ...], rows: Array, apart: int | None = None) -> Batch:
+        """The minibatch X, T, sample_weight of the examples `rows`, in buffers that the next one takes too.
+
+        Args:
+            data: X, T and sample_weight of all examples; that may be None, or left out. X in any dtype that
+                `gpubp.ops.gather.gather` turns into the network's.
+            rows: (N,) int64.
+            apart: See `gpubp.ops.gather.gather`.
+        """
+        X, T, w = (*data, None)[:3]
+        N, T_axis = len(rows), example_axis(T)
+        room = max(N, self.micro_batch_size)
+        kind = room, X.shape, T.shape, T.dtype, None if w is None else (w.shape, w.dtype)
+        key = N, *kind
+        if key not in self._minibatches:
+            parts = [(X.shape, -2, self.network.dtype), (T.shape, T_axis, T.dtype)]
+            parts += [] if w is None else [(w.shape, -1, w.dtype)]
+            if kind not in self._examples:
+                self._examples[kind] = [
+                    self.network.device.module.empty(math.prod(_with_rows(shape, axis, room)), dtype)
+                    for shape, axis, dtype in parts
+                ]
+            shapes = [_with_rows(shape, axis, N) for shape, axis, _ in parts]
+            self._minibatches[key] = [
+                memory[: math.prod(shape)].reshape(shape)
+                for memory, shape in zip(self._examples[kind], shapes, strict=True)
+            ]
+        X_out, T_out, *w_out = self._minibatches[key]
+        gather(X, rows, X_out, -2, apart)
+        gather(T, rows, T_out, T_axis, apart)
+        return X_out, T_out, None if w is None else gather(w, rows, w_out[0], -1, apart)
+
+    def _recorded_steps(self, data: tuple[Array, ...], index: Array, optimizer: Optimizer, losses: Array) -> int:
+        """Run steps by a recording, which is made at first need; returns how many were done, 0 where there is none."""
+        S, N = map(int, index.shape)
+        if not S:
+            return 0
+        done, (key, held) = 0, self._key(data, N, optimizer)
+        if key not in self._recordings and self.network.device.is_cuda and key not in self._warm:
+            # A first step as ever: kernels are compiled, state is made, and nothing of that may happen in a capture.
+            losses[0] = self._step(self._parts(data, index[0]), N, optimizer)
+            done, (key, held) = 1, self._key(data, N, optimizer)
+            self._warm[key] = held
+            if S == 1:
+                return 1
+        if key not in self._recordings:
+            recording = self._record(data, index[0], optimizer)
+            key, held = self._key(data, N, optimizer)  # with the state that the optimizer may have made by now
+            self._recordings[key] = held, recording
+        _, recording = self._recordings[key]
+        if recording is None:
+            return done
+        recording.run(index[done:], optimizer, losses[done:])
+        return S
+
+    def _key(self, data: tuple[Array, ...], N: int, optimizer: Optimizer) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """What a recording is known by, and the objects that it holds: their ids are theirs as long as they live."""
+        held = self._held(data, optimizer)
+        return (N, self._settings(optimizer), *map(id, held)), held
+
+    def _held(self, data: tuple[Array, ...], optimizer: Optimizer) -> tuple[Any, ...]:
+        """The objects whose memory a recording reads and writes; it is of use for these very ones alone."""
+        constants = [array for layer in self.network.layers for array in layer.constants.values()]
+        return (*data, *optimizer.held(), self.network.draws, *constants)
+
+    def _settings(self, optimizer: Optimizer) -> tuple[Any, ...]:
+        """The numbers that a recording holds fast."""
+        parts = (self.network.loss, *all_layers(self.network.layers))
+        plain = tuple(
+            (name, value)
+            for part in parts
+            for name, value in vars(part).items()
+            if isinstance(value, int | float | str | tuple)
+        )
+        return self.network.l2, optimizer.settings(), plain
+
+    def _record(self, data: tuple[Array, ...], rows: Array, optimizer: Optimizer) -> Recording | None:
+        """A recording of steps of as many examples as `rows`; None where there is none, and on a device a warning."""
+        plan = weakref.proxy(self)  # which keeps the recording: held by that too, its memory would outlive its use
+        step = StepToRecord(
+            network=self.network,
+            gradients=lambda rows, L: plan._gradients(plan._parts(data, rows), len(rows), L),
+            dL_dtheta=self._dL_dtheta,
+            L=self._L,
+            written=lambda: [plan.workspace, plan.network.dL_dtheta, *chain(*plan._examples.values())],
+            examples=data[0].shape[-2],
+        )
+        before = self.network.snapshot()
+        try:
+            if not self.network.device.is_cuda:
+                return programmed(step, rows, optimizer)
+            recording = captured(step, rows, optimizer, self._stream)
+            self.why_not_captured = None
+            return recording
+        except NotFiniteError:  # the training diverges, and is told so at the end of the epoch
+            return None
+        except Exception as error:  # of the driver, of CuPy, of a user's layer: the plan works as well without a graph
+            if not self.network.device.is_cuda:
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if without := cublas.why_no_handle():
+                reason = f"there is no cuBLAS but CuPy's, which can't be captured ({without})"
+        finally:
+            self.network.draws.part = 0
+            self.network.restore(before)  # the steps that were tried have changed statistics
+        if self.why_not_captured is None:
+            warnings.warn(f"the training step is not captured as a CUDA graph: {reason}", stacklevel=2)
+        self.why_not_captured = reason
+        return None
+
+    def _aligned(self, size: int) -> Array:
+        """An empty array that starts at a multiple of `workspace.ALIGNMENT`."""
+        network = self.network
+        if network.device.is_cuda:
+            return network.device.module.empty(size, network.dtype)  # CuPy's pool aligns to 512 bytes
+        room = np.empty(size * network.dtype.itemsize + workspace.ALIGNMENT, np.uint8)
+        start = -room.ctypes.data % workspace.ALIGNMENT
+        return room[start : start + size * network.dtype.itemsize].view(network.dtype)
+
+    def _parts(self, data: tuple[Array, ...], rows: Array) -> Callable[[slice], Batch]:
+        """What gives the minibatch of some of the examples `rows`."""
+        return lambda some: self.minibatch(data, rows[some], len(rows))
+
+    def _bytes(self, batch_size: int, N: int) -> int:
+        """Device memory for steps of a batch size, N examples at a time, and for recording them."""
+        network, itemsize = self.network, self.network.dtype.itemsize
+        members = network.members if self.stacked and network.members else 1
+        size = workspace.lay_out(workspace.lives(network, N, self.stacked), itemsize)
+        of_targets = max(network.n_out * itemsize, np.dtype(np.int64).itemsize)  # which may be class indices
+        minibatch = members * N * ((network.n_in + 1) * itemsize + of_targets)
+        statistics = sum(array.nbytes for array in network.statistics)
+        copies = 2 * (network.theta.nbytes + statistics)  # of what recording must not change
+        gradient = network.theta.nbytes if N < batch_size else 0  # of the whole step
+        recordings = 2 * StepToRecord.index_bytes(batch_size)  # of the full batch, and of the last one
+        parts = (size * itemsize, minibatch, copies, gradient, recordings, cublas.workspace_bytes(), SMALL_BYTES)
+        return int(sum(parts))
+
+    def _require_memory(self, beside: int) -> None:
+        """Raise an OutOfDeviceMemoryError that says what would fit, if the device has not the memory for steps."""
+        needed = self._bytes(self.batch_size, self.micro_batch_size) + beside
+        if has_room(self.network.device, needed):
+            return
+        free = free_bytes(self.network.device)
+        batch = _largest(self.batch_size, lambda N: self._bytes(N, N) + beside <= free)
+        micro = _largest(self.micro_batch_size, lambda N: self._bytes(self.batch_size, N) + beside <= free)
+        fits = f"a batch_size of at most {batch:,} fits" if batch else "not even a batch of one fits"
+        if micro:
+            fits += f"; with this one, a micro_batch_size of at most {micro:,}"
+        raise OutOfDeviceMemoryError(
+            f"a step of {self.micro_batch_size:,} examples needs {needed:,} bytes on {self.network.device}, "
+            f"where {free:,} are free: {fits}"
+        )
+
+    def buffers(self, N: int, L: Array | None = None) -> StepBuffers:
+        """Views of the workspace for a step of N examples; the last, smaller batch of an epoch uses the same memory.
+
+        Args:
+            N: At most the micro-batch size.
+            L: Where the loss is to be written; None for the workspace.
+        """
         if N not in self._buffers:
             layers = range(len(self.network.executed))
             forward: list[dict[str, Array]] = [{} for _ in layers]
             backward: list[dict[str, Array]] = [{} for _ in layers]
             loss: dict[str, Array] = {}
             views = {"forward": forward, "loss": [loss], "backward": backward}
-            for planned, actual in zip(self._planned, self._lives(N), strict=True):
+            for planned, actual in zip(self._planned, workspace.lives(self.network, N, self.stacked), strict=True):
                 part, k, name = planned.place
                 memory = self.workspace[planned.offset : planned.offset + actual.size]
                 views[part][k][name] = memory.reshape(actual.shape)
             self._buffers[N] = StepBuffers(forward, loss, backward)
-        return self._buffers[N]
+        buffers = self._buffers[N]
+        return buffers if L is None else buffers._replace(loss={**(buffers.loss or {}), "L": L})
 
     def __str__(self) -> str:
         """A table: each array, its shape, its life, where it lies."""
@@ -142,78 +424,27 @@ class StepPlan:
         lines.append(f"workspace: {self.workspace_bytes:,} bytes; without sharing: {unshared:,} bytes")
         return "\n".join(lines)
 
-    def _lives(self, N: int) -> list[Planned]:
-        """Every array that a step of N examples writes, with its life.
 
-        Time runs 0 .. K-1 forward through the K layers, K in the loss, K+1 .. 2K backward from the last layer.
-        """
-        network, layers = self.network, self.network.executed
-        xp, K = network.device.module, len(layers)
-        shape: Shape = (*((network.members,) if self.stacked and network.members else ()), N, network.n_in)
-        needs: list[dict[str, Buffer]] = []
-        for layer in layers:
-            needs.append(layer.buffers(shape, xp))
-            shape = needs[-1]["Y"].shape
-        lives = []
-        for k, layer in enumerate(layers):
-            for name, buffer in needs[k].items():
-                dies = 2 * K - k if name in layer.saves else k
-                if name == "Y":  # read by the next layer too, which may want it again in its own backward
-                    again = k + 1 < K and "X" in layers[k + 1].saves
-                    dies = max(dies, 2 * K - (k + 1) if again else k + 1)
-                if not name.startswith("dL_d"):
-                    lives.append(Planned(("forward", k, name), buffer.shape, k, dies))
-        at_loss = {
-            name: Planned(("loss", 0, name), b.shape, K, K) for name, b in network.loss.buffers(shape, xp).items()
-        }
-        gradient = at_loss["dL_dY"]
-        gradient.dies = K + 1
-        gradient.inside = at_loss.get(network.loss.buffers(shape, xp)["dL_dY"].overwrites or "")
-        lives.extend(at_loss.values())
-        for k in reversed(range(network.first_trained, K)):
-            incoming, time = gradient, 2 * K - k
-            for name, buffer in needs[k].items():
-                if name == "Y" or name in layers[k].saves or (name == "dL_dX" and k == network.first_trained):
-                    continue
-                planned = Planned(("backward", k, name), buffer.shape, time, time + (name == "dL_dX"))
-                if buffer.overwrites == "dL_dY" and buffer.shape == incoming.shape:
-                    planned.inside = incoming
-                if name == "dL_dX":
-                    gradient = planned
-                lives.append(planned)
-        return lives
+def _slices(X: Array, T: Array, sample_weight: Array | None) -> Callable[[slice], Batch]:
+    """What gives some of these examples."""
+
+    def part(rows: slice) -> Batch:
+        w = None if sample_weight is None else sample_weight[..., rows]
+        return X[..., rows, :], T[example_rows(T, rows)], w
+
+    return part
 
 
-def _aligned(xp: ModuleType, size: int, dtype: Any) -> Array:
-    """An empty array that starts at a multiple of `ALIGNMENT`."""
-    if xp is not np:
-        return xp.empty(size, dtype)  # CuPy's pool aligns to 512 bytes
-    room = np.empty(size * dtype.itemsize + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    return room[start : start + size * dtype.itemsize].view(dtype)
+def _largest(too_large: int, fits: Callable[[int], bool]) -> int:
+    """The largest whole number that fits, where one that is too large is known; 0 for none."""
+    low, high = 0, too_large
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
-def _lay_out(lives: list[Planned], alignment: int) -> int:
-    """Set the offset of every array, so that no two that live at the same time overlap; returns the total size.
-
-    Arrays that take over another's memory count as one with it. The rest go in by decreasing size, each to the lowest
-    place that is free during its whole life.
-    """
-    groups: dict[int, list[Planned]] = {}
-    for planned in lives:
-        root = planned
-        while root.inside is not None:
-            root = root.inside
-        groups.setdefault(id(root), []).append(planned)
-    placed: list[tuple[int, int, int, int]] = []  # born, dies, start, stop
-    for group in sorted(groups.values(), key=lambda group: -group[0].size):
-        born, dies = min(p.born for p in group), max(p.dies for p in group)
-        size = -(-max(p.size for p in group) // alignment) * alignment
-        start = 0
-        for other_born, other_dies, other_start, other_stop in sorted(placed, key=lambda entry: entry[2]):
-            if other_born <= dies and born <= other_dies and other_start < start + size and start < other_stop:
-                start = other_stop
-        placed.append((born, dies, start, start + size))
-        for planned in group:
-            planned.offset = start
-    return max((stop for *_, stop in placed), default=0)
+def _with_rows(shape: Shape, axis: int, count: int) -> Shape:
+    """A shape with another number of examples on an axis, counted from the last."""
+    axis += len(shape)
+    return (*shape[:axis], count, *shape[axis + 1 :])

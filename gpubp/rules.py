@@ -18,9 +18,10 @@ class Rule:
     Attributes:
         gradient: The name of what is computed, such as ``dL_dW``; it has the shape of ``W``.
         formula: Array maths on the last two axes, such as ``X.mT @ dL_dY``. Names are the layer's own: its input
-            ``X``, its output ``Y``, its parameters, its constants, ``dL_dY``.
+            ``X``, its output ``Y``, its parameters, its constants, what it saves, ``dL_dY``.
         index_form: The same for single numbers, such as ``dL_dW[i,o] = sum_n X[n,i] * dL_dY[n,o]``. A ``sum_n``
-            reaches to the end of the expression or of the parentheses it stands in.
+            or ``mean_n`` reaches to the end of the expression or of the parentheses it stands in; ``I[j,k]`` is 1
+            where j is k, else 0.
         why: One sentence that says why it is so.
     """
 

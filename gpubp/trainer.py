@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from gpubp import cpu, cuda
 from gpubp.backend import Array, to_host
 from gpubp.callbacks import Callback, History, Progress
-from gpubp.data.minibatches import Minibatches, Order, in_order, shuffled
+from gpubp.data.minibatches import Minibatches, Order, StreamedMinibatches, in_order, shuffled
+from gpubp.data.prepared import CHECKED_ELEMENTS, prepared
 from gpubp.errors import SettingError, TrainingDivergedError
-from gpubp.losses.base import require_finite
-from gpubp.network import Network, require_batch_size, require_examples
+from gpubp.examples import RowsOf
+from gpubp.network import Network, require_batch_size
 from gpubp.ops.gather import row_slices
 from gpubp.optimizers.adam import Adam
 from gpubp.optimizers.base import Optimizer
 from gpubp.plan import StepPlan
+from gpubp.settings import require_count
 
-MEASURES = ("epoch", "loss", "seconds", "examples_per_second")
+LAUNCH_SECONDS = 0.05
+"""About how long to leave the step plan alone: between launches the progress bar moves, and Ctrl-C is heard."""
+
+CUDA_STEPS = 32
+"""Steps of the first launch on a device: those of the longest CUDA graph."""
+
+MEASURES = ("epoch", "loss", "seconds", "examples_per_second", "learning_rate", "gradient_norm")
 
 
 class Trainer:
@@ -36,9 +47,14 @@ class Trainer:
         reduce_gradients: Called with dL_dtheta before each update, to change it in place: the seam for data
             parallelism.
         progress: Whether to show a progress bar, on a terminal only.
+        threads: How many CPU threads to use; None for `gpubp.cpu.threads`. Results repeat for the same number.
+        resident: Whether examples on the host are moved to the CUDA device as a whole, rather than streamed in parts;
+            None for the first where they take at most half of the memory that is free there.
+        micro_batch_size: How many examples of a batch are computed at a time, so that a batch may be larger than what
+            fits in memory; their gradients are added up. None for all at once.
 
     Raises:
-        SettingError: The batch size is not a positive whole number.
+        SettingError: The batch size or the number of threads is not a positive whole number.
     """
 
     def __init__(
@@ -53,6 +69,9 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         reduce_gradients: Callable[[Array], None] | None = None,
         progress: bool = True,
+        threads: int | None = None,
+        resident: bool | None = None,
+        micro_batch_size: int | None = None,
     ) -> None:
         self.network, self.optimizer = network, optimizer
         self.batch_size = require_batch_size(batch_size)
@@ -63,6 +82,12 @@ class Trainer:
         self.callbacks = list(callbacks)
         self.reduce_gradients = reduce_gradients
         self.progress = progress
+        self.threads = cpu.require_threads(threads)
+        self.resident = resident
+        if micro_batch_size is not None:
+            require_count(None, "micro_batch_size", micro_batch_size)
+        self.micro_batch_size = micro_batch_size
+        self._steps = 1  # that take about `LAUNCH_SECONDS`, as far as is known
 
     def fit(
         self,
@@ -76,7 +101,8 @@ class Trainer:
         """Train for some epochs.
 
         Args:
-            X: (N, n_in), or (E, N, n_in) with other examples for each member of a stack.
+            X: (N, n_in), or (E, N, n_in) with other examples for each member of a stack; a NumPy array mapped from a
+                file is read minibatch by minibatch, and `RowsOf` stands for some of its rows.
             T: Targets as the loss takes them.
             epochs: How many times to visit every example.
             sample_weight: (N,) or (E, N), relative to their mean over all examples, so that minibatches of any size
@@ -91,18 +117,23 @@ class Trainer:
             TrainingDivergedError: The loss or a weight is no longer a finite number. The weights and the optimizer's
                 state are those from before the epoch; with `EarlyStopping` the weights are the best ones.
         """
-        if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 0:
-            raise SettingError(f"epochs={epochs!r}: a whole number of at least 0 is needed")
+        require_count(None, "epochs", epochs, least=0)
         if validation is not None and not (isinstance(validation, tuple | list) and len(validation) in (2, 3)):
             raise SettingError("validation: a tuple (X, T) or (X, T, sample_weight) is needed")
         network, history = self.network, History()
-        with network.device.activate(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            data = self._prepared(X, T, sample_weight)
-            checked = None if validation is None else self._prepared(*validation, *[None] * (3 - len(validation)))
-            batches = Minibatches(*data, self.batch_size, self.order, network.device)
+        with (
+            network.device.activate(),
+            cpu.limited_threads(self.threads),
+            np.errstate(over="ignore", invalid="ignore", divide="ignore"),
+        ):
+            data = prepared(network, X, T, sample_weight, resident=self.resident)
+            checked = None if validation is None else prepared(network, *validation, resident=self.resident)
             network.adapt(data[0])
+            batches = self._minibatches(*data)
             plan = self._plan(batches)
             measures = [*MEASURES, *([] if checked is None else ["validation_loss"])]
+            self.optimizer.begin_training(epochs * len(batches), measures)
+            self._steps = CUDA_STEPS if network.device.is_cuda else 1
             for callback in self.callbacks:
                 callback.on_train_begin(network, measures)
             try:
@@ -112,69 +143,115 @@ class Trainer:
                         if checked is not None:
                             measured["validation_loss"] = _listed(network.evaluate_prepared(*checked))
                         history.append(measured)
+                        self.optimizer.observe(measured)
                         stops = [callback.on_epoch_end(network, measured) for callback in self.callbacks]
                         if any(stops):
                             break
             finally:
+                plan.forget_recordings()
                 for callback in self.callbacks:
                     callback.on_train_end(network)
         return history
 
-    def _prepared(self, X: Any, T: Any, sample_weight: Any) -> tuple[Array, Array, Array | None]:
-        network = self.network
-        X = network.inputs(X)
-        for rows in row_slices(require_examples(X), 65536):
-            require_finite(X[..., rows, :], "X")
-        return X, network.targets(T, X), network.sample_weights(sample_weight, X)
+    def _minibatches(self, X: Array, T: Array, sample_weight: Array | None) -> Minibatches:
+        device, more = self.network.device, (T, sample_weight, self.batch_size, self.order, self.network.device)
+        streamed = device.is_cuda and isinstance(X.data if isinstance(X, RowsOf) else X, np.ndarray)
+        return (StreamedMinibatches if streamed else Minibatches)(X, *more)
 
     def _plan(self, batches: Minibatches) -> StepPlan:
-        plan, stacked = self.network.plan, batches.X.ndim == 3
-        if plan is None or plan.batch_size < batches.batch_size or plan.stacked != stacked:
-            plan = self.network.plan = StepPlan(self.network, batches.batch_size, stacked=stacked)
-        return plan  # type: ignore[no-any-return]
+        plan: StepPlan | None = self.network.plan
+        size, stacked = batches.batch_size, batches.X.ndim == 3
+        micro = min(size, self.micro_batch_size or size)
+        fits = plan is not None and plan.stacked == stacked and plan.batch_size >= size
+        if plan is None or not fits or plan.micro_batch_size != (plan.batch_size if micro == size else micro):
+            self.network.plan = None  # its memory is free for the new one
+            network = weakref.proxy(self.network)  # which keeps the plan: so the memory of both is free once it is gone
+            plan = self.network.plan = StepPlan(
+                network, size, stacked=stacked, micro_batch_size=micro, beside=self._beside(batches)
+            )
+        return plan
+
+    def _beside(self, batches: Minibatches) -> int:
+        """Device memory that an epoch takes besides its steps: copies to go back to, the order, the losses, a norm."""
+        network, theta = self.network, self.network.theta
+        copies = theta.nbytes + sum(array.nbytes for array in network.statistics)
+        of_order = 8 * batches.N
+        of_losses = 2 * len(batches) * network.dtype.itemsize * (network.members or 1)
+        of_norm = 2 * 8 * min(theta.size, CHECKED_ELEMENTS)
+        return int(copies + self.optimizer.bytes_to_train(theta) + of_order + of_losses + of_norm)
 
     def _epoch(self, plan: StepPlan, batches: Minibatches, bar: Progress, done: int, epochs: int) -> dict[str, Any]:
         """One epoch, and what was measured in it."""
         network, epoch, began = self.network, self.network.epochs_trained, time.perf_counter()
         xp, lead = network.device.module, () if network.members is None else (network.members,)
-        losses = xp.empty((*lead, len(batches)), network.dtype)  # read once, at the end: no wait within the epoch
-        theta, state = network.theta.copy(), self.optimizer.snapshot()
-        for b, (X, T, w) in enumerate(batches.epoch(epoch)):
-            L = plan.step(X, T, w, self.optimizer, reduce_gradients=self.reduce_gradients)
-            losses[..., b] = L
+        losses = xp.empty((len(batches), *lead), network.dtype)  # read once, at the end: no wait within the epoch
+        before, state = network.snapshot(), self.optimizer.snapshot()
+        b = examples = 0
+        for part in batches.parts(epoch, self._launches(batches, bar)):
+            steps = len(part.index)
+            losses[b : b + steps] = plan.steps(*part, self.optimizer, reduce_gradients=self.reduce_gradients)
+            b, examples = b + steps, examples + part.index.size
             if bar.due:
-                shown = float(to_host(L).mean())
+                shown = float(to_host(losses[b - 1]).mean())
                 if not np.isfinite(shown):
                     break
-                seen = min((b + 1) * batches.batch_size, batches.N)
-                rate = seen / (time.perf_counter() - began)
-                bar.show(done * len(batches) + b + 1, f"{done + 1}/{epochs}", shown, rate)
-        measured_losses = to_host(losses[..., : b + 1]).astype(np.float64)
+                rate = examples / (time.perf_counter() - began)
+                bar.show(done * len(batches) + b, f"{done + 1}/{epochs}", shown, rate)
+        if network.device.is_cuda:
+            cuda.wait(xp.cuda.get_current_stream().record())
+        measured_losses = to_host(losses[:b]).astype(np.float64).T  # (..., batches)
         seconds = time.perf_counter() - began  # after the losses have come, and so all that they waited for
-        bad = ~np.isfinite(measured_losses).reshape(-1, b + 1)  # (E, batches), E = 1 for a single network
+        bad = ~np.isfinite(measured_losses).reshape(-1, b)  # (E, batches), E = 1 for a single network
         bad[:, -1] |= ~to_host(xp.isfinite(network.theta).all(axis=-1)).reshape(-1)  # the last update went too far
         if bad.any():
-            self._raise_diverged(plan, batches, theta, state, bad)
+            self._raise_diverged(plan, batches, before, state, bad)
         network.epochs_trained += 1
         sizes = [rows.stop - rows.start for rows in row_slices(batches.N, batches.batch_size)]
         loss = np.average(measured_losses, axis=-1, weights=sizes)
-        return dict(zip(MEASURES, (epoch + 1, _listed(loss), seconds, batches.N / seconds), strict=True))
+        rate = np.broadcast_to(self.optimizer.current_rate, lead)
+        norm = _listed(norm_of(plan.dL_dtheta))
+        values = (epoch + 1, _listed(loss), seconds, batches.N / seconds, _listed(rate), norm)
+        return dict(zip(MEASURES, values, strict=True))
+
+    def _launches(self, batches: Minibatches, bar: Progress) -> Iterator[int]:
+        """How many full batches to do at a time: as many as take `LAUNCH_SECONDS`.
+
+        On a device all of them, as they are only enqueued, and Ctrl-C is heard meanwhile; but for a progress bar to
+        move, two launches ahead of it at most.
+        """
+        full, is_cuda = batches.N // batches.batch_size, self.network.device.is_cuda
+        done, before = 0, None
+        while done < full:
+            began = time.perf_counter()
+            steps = full if is_cuda and not bar.shown else min(self._steps, full - done)
+            yield steps
+            done += steps
+            if is_cuda and bar.shown:
+                enqueued = self.network.device.module.cuda.get_current_stream().record()
+                if before is not None:
+                    cuda.wait(before)
+                before = enqueued
+            if steps == self._steps and (time.perf_counter() - began) * 2 < LAUNCH_SECONDS:
+                self._steps *= 2
 
     def _raise_diverged(
-        self, plan: StepPlan, batches: Minibatches, theta: Array, state: Any, bad: np.ndarray[Any, Any]
+        self, plan: StepPlan, batches: Minibatches, before: Any, state: Any, bad: np.ndarray[Any, Any]
     ) -> None:
         """Train the epoch again up to the first bad batch, look at every layer there, go back to its start, raise."""
         network, epoch = self.network, self.network.epochs_trained
         first = int(np.flatnonzero(bad.any(axis=0))[0])
         who = "" if network.members is None else f" of member {', '.join(map(str, np.flatnonzero(bad[:, first])))}"
-        network.theta[...] = theta
+        network.restore(before)
         self.optimizer.restore(state)
-        for b, (X, T, w) in enumerate(batches.epoch(epoch)):
-            if b == first:
-                lines = self._largest(X, T, w)
+        left = first
+        for part in batches.parts(epoch):
+            first_ones = part._replace(index=part.index[:left])
+            plan.steps(*first_ones, self.optimizer, reduce_gradients=self.reduce_gradients)
+            if left < len(part.index):
+                lines = self._largest(*plan.minibatch(part[:3], part.index[left]))
                 break
-            plan.step(X, T, w, self.optimizer, reduce_gradients=self.reduce_gradients)
-        network.theta[...] = theta
+            left -= len(part.index)
+        network.restore(before)
         self.optimizer.restore(state)
         raise TrainingDivergedError(
             f"the loss or a weight{who} is not a finite number in epoch {epoch + 1}, "
@@ -191,9 +268,10 @@ class Trainer:
             f"  {'layer':<44}{'largest |activation|':>22}{'largest |gradient|':>22}",
             f"  {'X':<44}{_largest(X):>22}",
         ]
+        network.draws.begin_steps(0)
         network.run_step(X, T, w)
         for layer in network.executed:
-            X, _ = layer.forward(X, training=True)
+            X, _ = layer.forward(X, training=True, rng=network.draws)
             gradients = [_largest(gradient) for gradient in layer.gradients.values()]
             rows.append(f"  {layer!r:<44}{_largest(X):>22}{', '.join(gradients):>22}")
         return rows
@@ -206,9 +284,19 @@ def _largest(array: Array) -> str:
     return f"{np.abs(host[finite]).max() if finite.any() else float('nan'):.3g}{share}"
 
 
-def _listed(loss: Any) -> Any:
-    """A loss as a plain float, or a list of E floats."""
-    return np.asarray(loss).tolist()
+def norm_of(gradient: Array) -> np.ndarray[Any, Any]:
+    """The Euclidean norm of a gradient (P,), or of each row of (E, P), summed in float64."""
+    *lead, P = gradient.shape
+    squares: Any = 0.0
+    for columns in row_slices(P, max(1, CHECKED_ELEMENTS // math.prod(lead))):
+        squares = squares + (gradient[..., columns].astype(np.float64) ** 2).sum(axis=-1)
+    norm: np.ndarray[Any, Any] = np.sqrt(to_host(squares))
+    return norm
+
+
+def _listed(numbers: Any) -> Any:
+    """One number as a plain float, E of them as a list."""
+    return np.asarray(numbers).tolist()
 
 
 def fit(
@@ -226,6 +314,9 @@ def fit(
     rng: int | np.random.Generator | None = 0,
     order: Order | None = None,
     progress: bool = True,
+    threads: int | None = None,
+    resident: bool | None = None,
+    micro_batch_size: int | None = None,
 ) -> History:
     """Train a network: `Trainer` in one call; see there for the arguments and errors.
 
@@ -240,5 +331,8 @@ def fit(
         order=order,
         callbacks=callbacks,
         progress=progress,
+        threads=threads,
+        resident=resident,
+        micro_batch_size=micro_batch_size,
     )
     return trainer.fit(X, T, epochs=epochs, sample_weight=sample_weight, validation=validation)

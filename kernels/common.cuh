@@ -3,7 +3,7 @@
 
 using Index = long long;  // 64 bits: E * N * n may exceed 2^31
 
-constexpr int MAX_THREADS = 256;  // of a block; the launchers in gpubp/ops/ keep to it
+constexpr int MAX_THREADS = 256;  // of a block; the launchers in gpubp/cuda_kernels/ keep to it
 
 // The sum of `value` over threadIdx.y, separately for each threadIdx.x; only threads with threadIdx.y == 0 get it.
 // Every thread of the block must call this, and blockDim.y must be a power of two. The order of the additions is

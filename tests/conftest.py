@@ -12,6 +12,7 @@ import fake_cupy as fake
 import numpy as np
 import pytest
 
+from gpubp import cpu
 from gpubp.backend import Device, why_no_cuda
 
 GPU_HERE = why_no_cuda() is None
@@ -22,6 +23,20 @@ def auto_means_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """Hide CuPy from tests that are not about a GPU, so that they test the CPU on a machine with one too."""
     if GPU_HERE and request.node.get_closest_marker("gpu") is None:
         monkeypatch.setitem(sys.modules, "cupy", None)
+
+
+@pytest.fixture
+def numpy_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the ops compute in NumPy, as where the CPU kernels can't be used."""
+    monkeypatch.setattr(cpu, "kernels", lambda: None)
+
+
+@pytest.fixture
+def cpu_kernels() -> ModuleType:
+    """The CPU kernels; GPUBP_CPU_KERNELS=numpy skips what is about them."""
+    if cpu.kernels() is None:
+        pytest.skip(f"no CPU kernels: {cpu.why_no_kernels()}")
+    return cpu.kernels()
 
 
 @pytest.fixture
@@ -43,6 +58,11 @@ def xp(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     else:
         with fake.installed(reverse_threads=request.param.endswith("reversed")) as module:
             yield module
+
+
+def pytest_configure() -> None:
+    """Let a pytest that a test starts not take itself for a worker of this run."""
+    os.environ.pop("PYTEST_XDIST_WORKER", None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

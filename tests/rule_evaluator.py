@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,13 +12,18 @@ import numpy as np
 
 from gpubp.rules import Rule
 
-FUNCTIONS = {"abs": np.abs, "exp": np.exp, "log": np.log, "sqrt": np.sqrt, "tanh": np.tanh}
+FUNCTIONS = {
+    "abs": np.abs, "clip": np.clip, "erf": np.vectorize(math.erf, [float]),
+    "exp": np.exp, "log": np.log, "sign": np.sign, "sqrt": np.sqrt, "tanh": np.tanh,
+    "pi": math.pi,
+}  # fmt: skip
 """What a formula may call."""
 
 
 def evaluate_formula(rule: Rule, names: Mapping[str, Any]) -> np.ndarray:
     """The formula's value."""
-    return np.asarray(eval(rule.formula, {"__builtins__": {}, **FUNCTIONS}, dict(names)))
+    builtins = {"__import__": __import__}  # the mean of a NumPy array is found by an import
+    return np.asarray(eval(rule.formula, {"__builtins__": builtins, **FUNCTIONS}, dict(names)))
 
 
 def evaluate_index_form(rule: Rule, names: Mapping[str, Any]) -> np.ndarray:
@@ -33,9 +39,12 @@ def evaluate_index_form(rule: Rule, names: Mapping[str, Any]) -> np.ndarray:
     def total(index: str, term: Any, bound: dict[str, int]) -> float:
         return sum(term({**bound, index: value}) for value in range(extents[index]))
 
+    def mean(index: str, term: Any, bound: dict[str, int]) -> float:
+        return total(index, term, bound) / extents[index]
+
     for values in itertools.product(*(range(extents[index]) for index in free)):
         bound = dict(zip(free, values, strict=True))
-        scope = {"__builtins__": {}, **FUNCTIONS, "total": total, **names}
+        scope = {"__builtins__": {}, **FUNCTIONS, "total": total, "mean": mean, **names}
         result[values] = eval(code, scope, {"at": bound})
     return result
 
@@ -45,12 +54,13 @@ def _sums_as_calls(text: str) -> str:
     text = re.sub(
         r"\[([a-z](?:,[a-z])*)\]", lambda m: "[" + ",".join(f"at['{i}']" for i in m[1].split(",")) + "]", text
     )
-    while match := re.search(r"\bsum_([a-z])\b", text):
+    while match := re.search(r"\b(sum|mean)_([a-z])\b", text):
         start, depth, end = match.end(), 0, match.end()
         while end < len(text) and (depth or text[end] != ")"):
             depth += {"(": 1, ")": -1}.get(text[end], 0)
             end += 1
-        text = f"{text[: match.start()]}total('{match[1]}', lambda at: {text[start:end].strip()}, at){text[end:]}"
+        call = "total" if match[1] == "sum" else "mean"
+        text = f"{text[: match.start()]}{call}('{match[2]}', lambda at: {text[start:end].strip()}, at){text[end:]}"
     return text
 
 

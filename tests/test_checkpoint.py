@@ -10,23 +10,29 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import gpubp
 from gpubp import checkpoint
-from gpubp.errors import GpubpError, ModelFileError
+from gpubp.errors import GpubpError, ModelFileError, ShapeError
 from gpubp.layers.base import Layer
 from gpubp.losses.base import Loss
 
 
 def every_layer():
-    """A network with every registered layer in it."""
-    layers = []
-    for _, kind in sorted(Layer.by_name.items()):
-        for _ in kind.examples():
-            layers += [kind.examples()[0][0]] if kind is not gpubp.Dense else []
-    layers = [gpubp.Dense(3, 3, gpubp.TruncatedNormal(0.2)), *layers, gpubp.Dense(3, 2)]
-    return layers
+    """A network with every example of every registered layer in it; dense layers go between, where widths differ."""
+    cases = [case for _, kind in sorted(Layer.by_name.items()) for case in kind.examples()]
+    first, n_in = next(case for case in cases if case[0].index_columns)  # one alone can be the first
+    layers, width = [first], first.output_width(n_in)
+    for layer, n_in in cases:
+        if layer.index_columns:
+            continue
+        if n_in != width:
+            layers.append(gpubp.Dense(width, n_in, gpubp.TruncatedNormal(0.2)))
+        layers.append(layer)
+        width = layer.output_width(n_in)
+    return [*layers, gpubp.Dense(width, 2)]
 
 
 @pytest.mark.parametrize("members", [None, 2])
@@ -42,10 +48,89 @@ def test_everything_comes_back(loss, dtype, members, tmp_path):
     assert repr(again) == repr(net)
     assert again.l2 == net.l2
     np.testing.assert_array_equal(again.theta, net.theta)
-    X = np.random.default_rng(0).normal(size=(5, 3))
+    X = net.layers[0].example_inputs(np.random.default_rng(0), (5, net.n_in))
     np.testing.assert_array_equal(again.predict(X), net.predict(X))
     assert gpubp.load_metadata(path) == {"classes": ["a", "b"], "é": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def dropping(members=None):
+    layers = [gpubp.Standardize(3), gpubp.Dense(3, 6), gpubp.Tanh(), gpubp.Dropout(0.3), gpubp.BatchNorm(6)]
+    return gpubp.Network([*layers, gpubp.Dense(6, 2)], "squared_error", members=members, device="cpu", rng=5)
+
+
+@pytest.mark.parametrize("members", [None, 2])
+@pytest.mark.parametrize("executor", ["cpu_kernels", "numpy_ops", "fake_cupy"])
+def test_a_training_that_was_saved_goes_on_as_if_it_had_not_been(executor, members, tmp_path, request):
+    request.getfixturevalue(executor)
+    rng = np.random.default_rng(0)
+    X, T = rng.normal(size=(40, 3)), rng.normal(size=(40, 2))
+    settings = {"epochs": 2, "batch_size": 7, "progress": False}
+    net, optimizer = dropping(members), gpubp.Adam(0.03, average=0.9)
+    gpubp.fit(net, X, T, optimizer=optimizer, **settings)
+    gpubp.save(net, tmp_path / "m")
+    kept = optimizer.snapshot()
+    history = gpubp.fit(net, X, T, optimizer=optimizer, **settings)
+    for again in (gpubp.Adam(0.03, average=0.9), optimizer):
+        loaded = gpubp.load(tmp_path / "m", device="cuda" if executor == "fake_cupy" else "cpu")
+        assert (loaded.epochs_trained, loaded.draws.seed, loaded.draws.steps) == (2, net.draws.seed, 12)
+        again.reset()
+        again.restore(kept)
+        if executor == "fake_cupy":  # rounds in another way
+            gpubp.fit(loaded, X, T, optimizer=again, **settings)
+            np.testing.assert_allclose(gpubp.to_host(loaded.theta), net.theta, atol=1e-4)
+            continue
+        assert gpubp.fit(loaded, X, T, optimizer=again, **settings)["loss"] == history["loss"]
+        assert history["epoch"] == [3, 4]
+        for mine, expected in zip((loaded.theta, *loaded.statistics), (net.theta, *net.statistics), strict=True):
+            np.testing.assert_array_equal(mine, expected)
+    again.reset()
+    again.restore(kept)
+    with pytest.raises(ShapeError, match="snapshot's M is float32 .* one of another network"):
+        gpubp.fit(gpubp.mlp([3, 2], loss="squared_error", device="cpu"), X, T, optimizer=again, **settings)
+
+
+def with_architecture(path, change):
+    """The model file with another architecture."""
+    with safe_open(path, framework="numpy") as file:
+        texts, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    architecture = json.loads(texts["architecture"])
+    change(architecture)
+    save_file(tensors, path, metadata={**texts, "architecture": json.dumps(architecture)})
+    return path
+
+
+def test_a_file_from_before_there_was_a_count_of_epochs_is_read(tmp_path):
+    net = dropping()
+    gpubp.save(net, tmp_path / "m")
+
+    def older(architecture):
+        for name in ("epochs_trained", "draws", "matmul_precision"):
+            del architecture[name]
+
+    again = gpubp.load(with_architecture(tmp_path / "m", older), device="cpu")
+    assert (again.epochs_trained, again.draws.steps) == (0, 0)
+    np.testing.assert_array_equal(again.theta, net.theta)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs_trained", -1),
+        ("epochs_trained", 1.5),
+        ("epochs_trained", True),
+        ("draws", {"seed": -1, "steps": 0}),
+        ("draws", {"seed": 0, "steps": 2**63}),
+        ("draws", {"seed": 2**64, "steps": 0}),
+        ("draws", {"seed": 0}),
+        ("draws", 7),
+    ],
+)
+def test_a_wrong_count_of_epochs_or_draws_is_named(name, value, tmp_path):
+    gpubp.save(dropping(), tmp_path / "m")
+    path = with_architecture(tmp_path / "m", lambda architecture: architecture.update({name: value}))
+    with pytest.raises(ModelFileError, match="its architecture can't be read"):
+        gpubp.load(path)
 
 
 def test_a_model_file_is_plain_safetensors_with_json(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 import subprocess
 import sys
@@ -15,28 +16,50 @@ import cuda_host
 import fake_cupy as fake
 import numpy as np
 import pytest
+from cuda.bindings import nvrtc
 from cuda.core import Program, ProgramOptions
 
+import gpubp
 from gpubp import cuda
+from gpubp.cuda_kernels import optimizers
+from gpubp.cuda_kernels.gather import CONVERSIONS
 from gpubp.errors import DeviceError
 from gpubp.layers.leaky_relu import LeakyReLU
 from gpubp.layers.sigmoid import Sigmoid
-from gpubp.ops import activation
+from gpubp.losses.penalty import add_l2
+from gpubp.ops import activation, batch_norm, dropout, elementwise, embedding, gather, layer_norm, random, rows, softmax
+from gpubp.ops.combine import combine
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 STEMS = sorted(path.stem for path in cuda.kernel_directory().glob("*.cu"))
 FUNCTORS = re.findall(r"^struct (\w+)", (cuda.kernel_directory() / "activations.cuh").read_text(), re.MULTILINE)
+LOSSES = re.findall(r"^struct (\w+)", (cuda.kernel_directory() / "loss_functions.cuh").read_text(), re.MULTILINE)
+PAIRS = {kind.functor for kind in gpubp.Loss.by_name.values() if getattr(kind, "kernel", "") == "pair_loss"}
 TYPES = ("float", "double")
+WIDTHS = [(kind, W) for kind, pack in (("float", 4), ("double", 2)) for W in (1, pack)]
+"""How many numbers of a type a kernel reads at once."""
 
 
 def kernel_names(source: str) -> list[str]:
     """Every kernel of a source, with every type that its template is meant for."""
     names = []
-    for template, name in re.findall(r"(?:template <([^>]*)>\s*)?__global__ void (\w+)\(", source):
+    pattern = r"(?:template <([^>]*)>\s*)?__global__ void (?:__launch_bounds__\([^)]*\)\s*)?(\w+)\("
+    for template, name in re.findall(pattern, source):
         if not template:
             names.append(name)
-        elif template.startswith("typename Activation"):
-            names += [f"{name}<{functor}<{kind}>>" for functor, kind in itertools.product(FUNCTORS, TYPES)]
+        elif template.startswith("typename Activation, int W"):
+            names += [f"{name}<{functor}<{kind}>, {W}>" for functor in FUNCTORS for kind, W in WIDTHS]
+        elif template == "typename T, int W":
+            names += [f"{name}<{kind}, {W}>" for kind, W in WIDTHS]
+        elif template == "typename From, typename To, int W":
+            for (_, to), sources in CONVERSIONS.items():
+                widths = [1, 4 if to == "float" else 2]
+                names += [f"{name}<{source}, {to}, {W}>" for source in sources.values() for W in widths]
+        elif template.startswith("typename Loss"):
+            functors = [functor for functor in LOSSES if functor not in PAIRS]
+            names += [f"{name}<{functor}<{kind}>>" for functor, kind in itertools.product(functors, TYPES)]
+        elif template.startswith("typename Pair"):
+            names += [f"{name}<{functor}<{kind}>>" for functor, kind in itertools.product(sorted(PAIRS), TYPES)]
         else:
             assert template == "typename T", f"{name}: say here what `template <{template}>` is used with"
             names += [f"{name}<{kind}>" for kind in TYPES]
@@ -140,6 +163,37 @@ def test_planted_spill_is_reported(architecture: str) -> None:
     assert len(in_local_memory(compile_report(SPILLING, architecture, ["spills"]))) == 1
 
 
+def ptx(source: str, kernel: str) -> str:
+    """What the compiler makes of one kernel before the assembler sees it."""
+    _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"source", 0, [], [])
+    nvrtc.nvrtcAddNameExpression(program, kernel.encode())
+    options = [b"--std=c++17", b"-ftz=true", b"-arch=compute_90"]
+    (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    assert result == nvrtc.nvrtcResult.NVRTC_SUCCESS
+    text = b" " * nvrtc.nvrtcGetPTXSize(program)[1]
+    nvrtc.nvrtcGetPTX(program, text)
+    return text.decode()
+
+
+@pytest.mark.parametrize(
+    ("stem", "kernel", "read", "written"),
+    [
+        ("activation", "bias_activation<Sigmoid<float>, 4>", r"v4\.f32", r"v4\.f32"),
+        ("activation", "activation_backward<Sigmoid<double>, 2>", r"v2\.f64", r"v2\.f64"),
+        ("rows", "standardize<float, 4>", r"v4\.f32", r"v4\.f32"),
+        ("gather", "gather<float, float, 4>", r"v4\.[fu]32", r"v4\.f32"),
+        ("gather", "gather<unsigned char, float, 4>", r"v4\.u8", r"v4\.f32"),
+        ("random", "uniform<float, 4>", r"u64", r"v4\.f32"),
+        ("dropout", "dropout<float, 4>", r"v4\.f32", r"v4\.f32"),
+        ("elementwise", "add<double, 2>", r"v2\.f64", r"v2\.f64"),
+    ],
+)
+def test_sixteen_bytes_are_read_and_written_by_one_instruction(stem: str, kernel: str, read: str, written: str) -> None:
+    text = ptx(cuda.source(stem), kernel)
+    assert re.search(rf"\bld\.global(\.\w+)?\.{read}", text)
+    assert re.search(rf"\bst\.global(\.\w+)?\.{written}", text)
+
+
 def test_planted_syntax_error_is_reported() -> None:
     with pytest.raises(Exception, match="expected a"):
         compile_report("__global__ void broken( {}", "sm_90", ["broken"])
@@ -147,8 +201,11 @@ def test_planted_syntax_error_is_reported() -> None:
 
 def test_all_kernels_are_found() -> None:
     names = kernel_names(cuda.source("activation"))
-    assert len(names) == len(set(names)) == 2 * len(FUNCTORS) * len(TYPES) + len(TYPES)
-    assert set(FUNCTORS) == {"Identity", "Sigmoid", "Tanh", "ReLU", "LeakyReLU"}
+    assert len(names) == len(set(names)) == 2 * len(FUNCTORS) * len(WIDTHS) + len(TYPES)
+    assert set(FUNCTORS) == {"Identity", "Sigmoid", "Tanh", "ReLU", "LeakyReLU", "ELU", "GELU", "SiLU", "Softplus"}
+    names = kernel_names(cuda.source("losses"))
+    assert {"SquaredError", "BinaryCrossEntropy", "AbsoluteError", "Huber", "Quantile", "PoissonDeviance"} < set(LOSSES)
+    assert len(names) == len(set(names)) == (2 + len(LOSSES)) * len(TYPES)
 
 
 # Running on the host: what the host runner itself must notice.
@@ -207,16 +264,17 @@ def test_launches_that_a_device_refuses() -> None:
 def record_launches() -> list[fake.Launch]:
     """Odd and empty sizes, stacks, views into larger buffers, unaligned arrays, with and without a bias."""
     with fake.installed(record=True) as xp:
-        for function, (E, N, n), biased in itertools.product(
+        for function, (E, N, n), biased, off in itertools.product(
             (Sigmoid(), LeakyReLU(0.3)),
-            [(1, 0, 7), (1, 7, 0), (1, 1, 1), (2, 33, 7), (1, 7, 33), (3, 300, 10), (1, 1025, 1), (1, 1, 1025)],
+            [(1, 0, 7), (1, 7, 0), (1, 1, 1), (2, 33, 7), (1, 7, 33), (3, 900, 10), (1, 1025, 1), (1, 1, 1025)],
             (True, False),
+            (0, 1),
         ):
             dtype = "float32" if function.functor == "Sigmoid" else "float64"
             shapes = activation.workspace(function, xp, (E, N, n))
             work = {name: xp.full(shape, 0, dtype) for name, shape in shapes.items()}
-            # One element off, and b and dL_db up to the last element of the buffer that they are views of.
-            Z, Y = (xp.full(E * N * n + 1, 1, dtype)[1:].reshape(E, N, n) for _ in range(2))
+            # Some one element off, and b and dL_db up to the last element of the buffer that they are views of.
+            Z, Y = (xp.full(E * N * n + off, 1, dtype)[off:].reshape(E, N, n) for _ in range(2))
             b, dL_db = (xp.full((E, n + 3), 1, dtype)[:, 3:] if biased else None for _ in range(2))
             activation.bias_activation(function, Z, b, Y, work)
             activation.activation_backward(function, Z, Y, Z, dL_db, work)
@@ -224,31 +282,223 @@ def record_launches() -> list[fake.Launch]:
         return fake.machine.launches
 
 
-def replay_program(launches: list[fake.Launch], source: str) -> str:
-    """A C++ program that makes these launches, in both orders of threads, on buffers of exactly the same sizes."""
-    lines = ['#include "cuda_host.h"', source, "int main() {", "for (bool reverse : {false, true}) {"]
+NORMALIZATION_KERNELS = {
+    "softmax", "softmax_backward", "layer_norm", "layer_norm_backward", "product_sum", "sum_partials"
+}  # fmt: skip
+ROW_KERNELS = {
+    "bias_activation", "column_sum", "sum_partials", "standardize", "gather", "uniform", "dropout", "add", "multiply",
+    "batch_sums", "batch_moments", "batch_normalize", "batch_gradient_sums", "batch_gradients", "batch_input_gradient",
+    "lookup", "lookup_backward", "pass_columns", "combine",
+}  # fmt: skip
+
+
+def record_row_launches() -> list[fake.Launch]:
+    """Rows that are standardised, summed, picked and converted, and random numbers; aligned and not."""
+    with fake.installed(record=True) as xp:
+        for (E, N, n), off, dtype in itertools.product(
+            [(1, 0, 7), (1, 1, 1), (2, 33, 7), (3, 900, 10), (1, 1025, 1), (1, 1, 1025), (2, 9, 128)],
+            (0, 1),
+            ("float32", "float64"),
+        ):
+
+            def placed(*shape: int, off: int = off, dtype: str = dtype) -> Any:
+                """Up to the last element of the buffer that it is a view of."""
+                return xp.full(math.prod(shape) + off, 0, dtype)[off:].reshape(shape)
+
+            X, Y, row = placed(E, N, n), placed(E, N, n), placed(E, n + 3)[:, 3:]
+            rows.add_bias(X, row)
+            rows.column_sum(X, row, placed(*rows.partial_sums_shape(xp, X.shape)))
+            rows.standardize(X, placed(n), placed(n), Y)
+            index, labels = placed(17, dtype="int64"), placed(E, N + 1, dtype="uint8")
+            gather.gather(labels, index, placed(E, 17, dtype="int64"), -1)
+            for source in ("float32", "float64", "float16", "uint8"):
+                gather.gather(placed(E, N + 1, n, dtype=source), index, placed(E, 17, n), -2)
+            random.uniform(X, 2**64 - 1, placed(1, dtype="int64"))
+            dropout.dropout(X, placed(E, N, n), Y, 0.5, 2**64 - 1, placed(1, dtype="int64"))
+            elementwise.add(X, Y, Y)
+            elementwise.multiply(X, Y, placed(E, N, n))
+            for kept in (0.0, 0.5):
+                combine(placed(E, N, n), kept, Y, 2.0)
+            W, dL_dW = (placed(E, 40 * n + 3)[:, 3:].reshape(E, 40, n) for _ in range(2))  # looked up by column 0
+            for own in ((E,), ()):
+                Z, looked_up = placed(*own, N, n), placed(E, N, n + 2)
+                embedding.pass_columns(Z, 0, min(n, 2), looked_up, n)
+                embedding.lookup(Z, 0, W, looked_up, 2)
+                sums = placed(*embedding.partial_sums_shape(xp, looked_up.shape, (40, n)), off=0)
+                embedding.lookup_backward(looked_up, 2, Z, 0, dL_dW, sums)
+            mean, r = placed(E, n), placed(E, n)
+            partial = placed(*batch_norm.partial_sums_shape(xp, X.shape), off=0)
+            batch_norm.statistics(X, mean, r, row, row, 0.5, 0.5, partial)
+            batch_norm.normalize(X, mean, r, row, row, Y)
+            batch_norm.gradients(Y, X, mean, r, row, row, partial)
+            batch_norm.input_gradient(Y, X, mean, r, row, row, row, placed(E, N, n), 0.5)
+        assert fake.machine.launches is not None
+        return fake.machine.launches
+
+
+def record_normalization_launches() -> list[fake.Launch]:
+    """Softmax and layer normalisation: narrow and wide rows, stacks with data of each and of all, aligned and not."""
+    with fake.installed(record=True) as xp:
+        for (E, N, n), off, dtype in itertools.product(
+            [(1, 0, 7), (1, 1, 1), (2, 33, 7), (2, 900, 10), (2, 9, 128), (1, 2, 2052)], (0, 1), ("float32", "float64")
+        ):
+
+            def placed(*shape: int, off: int = off, dtype: str = dtype) -> Any:
+                """Up to the last element of the buffer that it is a view of."""
+                return xp.full(math.prod(shape) + off, 0, dtype)[off:].reshape(shape)
+
+            X, Y, dL_dX, of_rows = placed(E, N, n), placed(E, N, n), placed(E, N, n), placed(E, N)
+            softmax.softmax_backward(X, softmax.softmax(X, Y, of_rows), dL_dX, of_rows)
+            gamma, beta = placed(E, n + 3)[:, 3:], placed(E, n + 3)[:, 3:]
+            sums = placed(*rows.partial_sums_shape(xp, X.shape))
+            for lead in ((E,), ()):
+                shared, hat, inverse = placed(*lead, N, n), placed(*lead, N, n), placed(*lead, N)
+                layer_norm.layer_norm(shared, gamma, beta, 1e-5, Y, hat, inverse)
+                rows.product_sum(Y, hat, gamma, sums)
+                layer_norm.layer_norm_backward(Y, gamma, hat, inverse, Y, {})
+        assert fake.machine.launches is not None
+        return fake.machine.launches
+
+
+def record_loss_launches() -> list[fake.Launch]:
+    """Losses and the penalty: one output and many, stacks, targets and weights of one member and of each, unaligned."""
+    with fake.installed(record=True) as xp:
+        losses = [
+            loss for kind in gpubp.Loss.by_name.values() for loss in kind.examples() if kind.__module__[:5] == "gpubp"
+        ]
+        for number, (loss, (E, N, K)) in enumerate(
+            itertools.product(losses, [(1, 0, 7), (2, 33, 7), (1, 1100, 3), (2, 9, 128), (2, 2, 2052)])
+        ):
+            off, dtype = number // 2 % 2, ("float32", "float64")[number % 2]
+
+            def placed(*shape: int, off: int = off, dtype: str = dtype) -> Any:
+                """Up to the last element of the buffer that it is a view of."""
+                return xp.full(math.prod(shape) + off, 0, dtype)[off:].reshape(shape)
+
+            shape = (E, N, K * loss.heads)
+            for setting in ("class_weight", "positive_weight"):
+                if isinstance(getattr(loss, setting, None), tuple):
+                    setattr(loss, setting, (2.0,) * K)
+            out = {name: placed(*buffer.shape) for name, buffer in loss.buffers(shape, xp).items()}
+            if isinstance(loss, gpubp.SoftmaxCrossEntropy):
+                loss.forward(placed(*shape), placed(E, N, dtype="int64"), placed(N), out)
+            loss.forward(placed(*shape), placed(N, K), placed(E, N), out)
+        for off, P in itertools.product((0, 1), (33, 3000)):
+            theta, gradient = placed(2, P + 3 + off, off=0), placed(2, P + 3 + off, off=0)
+            add_l2(theta[:, 3:], 0.1, gradient[:, 3:], placed(2))
+            add_l2(placed(P, off=off), 0.1, None, placed(1, off=off).reshape(()))
+        assert fake.machine.launches is not None
+        return fake.machine.launches
+
+
+UPDATES = {"sgd", "adam", "rmsprop", "lion", "squares", "clip_factors"}
+
+
+def record_optimizer_launches() -> list[fake.Launch]:
+    """Rows that begin anywhere and may end before their first boundary, gradients that lie otherwise, all options."""
+    with fake.installed(record=True) as xp:
+        for dtype, (shape, own, other) in itertools.product(
+            ("float32", "float64"),
+            [
+                ((1,), 0, 0),
+                ((2,), 1, 1),
+                ((33,), 3, 3),
+                ((33,), 1, 0),
+                ((3, 7), 1, 1),
+                ((3, 1025), 1, 1),
+                ((2, 5000), 0, 0),
+            ],
+        ):
+            E, size = math.prod(shape[:-1]), math.prod(shape)
+            theta, M, V = (xp.full(own + size, 1, dtype)[own:].reshape(shape) for _ in range(3))
+            dL_dtheta = xp.full(other + size, 1, dtype)[other:].reshape(shape)
+            update = optimizers.of(theta, dL_dtheta)
+            for extras in (False, True):
+                update.begin(3, [0.1] * E if len(shape) == 2 else 0.1)
+                if extras:
+                    update.clip(0.5)
+                    update.weight_decay, update.decayed = 0.1, shape[-1] // 2
+                update.sgd(None, 0.0, False)
+                update.sgd(V, 0.9, True)
+                update.adam(M, V, 0.9, 0.999, 1e-8)
+                update.rmsprop(V, None, 0.9, 1e-8, 0.0)
+                update.rmsprop(V, M, 0.9, 1e-8, 0.9)
+                update.lion(M, 0.9, 0.99)
+        assert fake.machine.launches is not None
+        return fake.machine.launches
+
+
+REPLAY = """
+using Kernel = const char* (*)(const unsigned*, const unsigned*, void**, const size_t*, size_t, bool);
+static const Kernel kernels[] = {KERNELS};
+static const long long words[] = {WORDS};
+int main() {
+    for (bool reverse : {false, true}) {
+        for (const long long* word = words; word < words + sizeof words / sizeof *words;) {
+            const Kernel kernel = kernels[*word++];
+            unsigned grid[3], block[3];
+            for (unsigned& size : grid) size = *word++;
+            for (unsigned& size : block) size = *word++;
+            std::vector<std::vector<char>> buffers;
+            for (long long left = *word++; left > 0; --left) buffers.emplace_back(*word++, char(CONTENT));
+            const size_t count = *word++;
+            std::vector<long long> values;
+            std::vector<void*> arguments;
+            std::vector<size_t> sizes;
+            for (size_t i = 0; i < count; ++i, word += 3) {  // a buffer or -1, an offset in it or bits, bytes
+                values.push_back(word[0] < 0 ? word[1] : (long long)(buffers[word[0]].data() + word[1]));
+                sizes.push_back(word[2]);
+            }
+            for (long long& value : values) arguments.push_back(&value);
+            if (const char* message = kernel(grid, block, arguments.data(), sizes.data(), count, reverse)) {
+                fprintf(stderr, "%s\\n", message);
+                return 2;
+            }
+        }
+    }
+}
+"""
+
+
+def replay_program(launches: list[fake.Launch], source: str, content: int = 0) -> str:
+    """A C++ program that makes these launches, in both orders of threads, on buffers of exactly the same sizes.
+
+    What is launched stands in it as numbers, for the compiler to have little to read.
+    """
+    kernels = list(dict.fromkeys(launch.kernel for launch in launches))
+    words: list[int] = []
     for launch in launches:
-        owners: dict[int, str] = {}
-        lines.append("{ std::vector<void*> arguments; std::vector<size_t> sizes;")
-        for number, argument in enumerate(launch.arguments):
+        dims = [*launch.grid, 1, 1, 1][:3], [*launch.block, 1, 1, 1][:3]
+        owners: dict[int, tuple[int, int]] = {}  # number and bytes of each buffer
+        arguments: list[int] = []
+        for argument in launch.arguments:
             if isinstance(argument, np.ndarray):
                 owner = argument if argument.base is None else argument.base
-                if id(owner) not in owners:
-                    owners[id(owner)] = f"buffer{number}"
-                    lines.append(f"std::vector<char> buffer{number}({owner.nbytes});")
-                offset = argument.ctypes.data - owner.ctypes.data
-                lines.append(f"void* value{number} = {owners[id(owner)]}.data() + {offset};")
+                number, _ = owners.setdefault(id(owner), (len(owners), owner.nbytes))
+                arguments += number, argument.ctypes.data - owner.ctypes.data, 8
             else:
-                kind = {"int": "long long", "float32": "float", "float64": "double"}[type(argument).__name__]
-                lines.append(f"{kind} value{number} = {argument!s};")
-            lines.append(f"arguments.push_back(&value{number}); sizes.push_back(sizeof value{number});")
-        grid, block = (", ".join(map(str, (*shape, 1, 1)[:3])) for shape in (launch.grid, launch.block))
-        lines.append(
-            f"const unsigned grid[] = {{{grid}}}, block[] = {{{block}}};"
-            f"if (const char* message = cuda_host::launch({launch.kernel}, grid, block, arguments.data(),"
-            ' sizes.data(), sizes.size(), reverse)) { fprintf(stderr, "%s\\n", message); return 2; } }'
-        )
-    return "\n".join([*lines, "}", "}"])
+                value = np.int64(argument) if isinstance(argument, int) else argument
+                bits = int.from_bytes(value.tobytes().ljust(8, b"\0"), sys.byteorder, signed=True)
+                arguments += -1, bits, value.nbytes
+        sizes = [nbytes for _, nbytes in owners.values()]
+        words += [
+            kernels.index(launch.kernel),
+            *dims[0],
+            *dims[1],
+            len(sizes),
+            *sizes,
+            len(launch.arguments),
+            *arguments,
+        ]
+    calls = [
+        f"[](const unsigned* grid, const unsigned* block, void** arguments, const size_t* sizes, size_t count, bool r)"
+        f" {{ return cuda_host::launch({kernel}, grid, block, arguments, sizes, count, r); }}"
+        for kernel in kernels
+    ]
+    least = -(2**63)  # C++ has no literal for it
+    numbers = [f"{word}" if word != least else f"{word + 1} - 1" for word in words]
+    main = REPLAY.replace("KERNELS", ", ".join(calls)).replace("WORDS", ", ".join(numbers))
+    return "\n".join(['#include "cuda_host.h"', source, main.replace("CONTENT", str(content))])
 
 
 def run_sanitized(program: str) -> Any:
@@ -257,18 +507,38 @@ def run_sanitized(program: str) -> Any:
     return subprocess.run([path], capture_output=True, text=True, env=environment, check=False)
 
 
-def test_runs_clean_under_sanitizers() -> None:
-    launches = record_launches()
-    kernels = {launch.kernel.split("<")[0] for launch in launches}
-    assert kernels == {"bias_activation", "activation_backward", "sum_partials"}
-    result = run_sanitized(replay_program(launches, launches[0].source))
-    assert result.returncode == 0, result.stderr
+SANITIZED = [
+    (record_launches, {"bias_activation", "activation_backward", "sum_partials"}, 0),
+    (record_row_launches, ROW_KERNELS, -1),  # NaN, and an index of -1
+    (record_normalization_launches, NORMALIZATION_KERNELS, 0),
+    (record_normalization_launches, NORMALIZATION_KERNELS, -1),
+    (record_optimizer_launches, UPDATES, 0),
+    (record_loss_launches, {"softmax_cross_entropy", "elementwise_loss", "pair_loss", "add_l2", "add_up"}, 0),
+    # NaN, and classes of number -1: an index from a user's data must not lead outside.
+    (record_loss_launches, {"softmax_cross_entropy", "elementwise_loss", "pair_loss", "add_l2", "add_up"}, -1),
+]
+
+
+def test_every_kernel_runs_under_sanitizers() -> None:
+    names = {name.split("<")[0] for stem in STEMS for name in kernel_names(cuda.source(stem))}
+    assert names == set().union(*(kernels for _, kernels, _ in SANITIZED))
+
+
+@pytest.mark.parametrize(("record", "kernels", "content"), SANITIZED)
+def test_runs_clean_under_sanitizers(record: Any, kernels: set[str], content: int) -> None:
+    launches = record()
+    assert {launch.kernel.split("<")[0] for launch in launches} == kernels
+    for source in dict.fromkeys(launch.source for launch in launches):
+        of_source = [launch for launch in launches if launch.source == source]
+        result = run_sanitized(replay_program(of_source, source, content))
+        assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("row < N; row", "row <= N; row"),  # reads and writes one row too many forward
+        ("first + PACK<T> <= end) {\n        const auto", "first < end) {\n        const auto"),  # half a pack
+        ("if (first + k * apart < end) X[first", "X[first"),  # writes behind the last column
         ("c < C; c += blockDim.y) sum", "c <= C; c += blockDim.y) sum"),  # reads one chunk too many
         ("if (j < n && threadIdx.y == 0) dL_db", "if (threadIdx.y == 0) dL_db"),  # writes behind the last column
     ],
@@ -280,6 +550,72 @@ def test_planted_overrun_is_caught(right: str, wrong: str) -> None:
     result = run_sanitized(replay_program(launches, source.replace(right, wrong)))
     assert result.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("t.at[v] = k + v == one", "t.at[v] = of_none[one]"),  # the class as a place in memory
+        ("min(size, (c + 1) * chunk)", "(c + 1) * chunk"),  # outputs behind the last one
+    ],
+)
+def test_planted_overrun_of_a_loss_is_caught(right: str, wrong: str) -> None:
+    launches = record_loss_launches()
+    source = launches[0].source
+    assert source.count(right) >= 1  # once for each kernel
+    of_source = [launch for launch in launches if launch.source == source]
+    source = "static float of_none[2];\n" + source.replace(right, wrong)
+    result = run_sanitized(replay_program(of_source, source, -1))
+    assert result.returncode != 0
+    assert "AddressSanitizer: " in result.stderr or "runtime error: index" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("-reinterpret_cast<unsigned long long>(address)", "reinterpret_cast<unsigned long long>(address)"),
+        ("head == elements_to_boundary(dL_dtheta, sizeof(T)) &&", "true &&"),  # a gradient that lies otherwise
+        ("(P - head) / SIZE", "(P + SIZE - 1 - head) / SIZE"),  # a pack beyond the end
+        ("head + i * SIZE", "i * SIZE"),  # packs that begin before a boundary
+        ("P - packs * SIZE;", "P - packs * SIZE + 1;"),
+        ("m = kept1 * m + added1 * g;", "m = kept1 * m + M[E * P] * g;"),
+        ("const Index end = min(P, (c + 1) * chunk);", "const Index end = (c + 1) * chunk + V;"),  # of squares
+        ("if (threadIdx.x == 0) factors[e] =", "factors[e + threadIdx.x] ="),
+    ],
+)
+def test_planted_overrun_of_an_update_is_caught(right: str, wrong: str) -> None:
+    launches = record_optimizer_launches()
+    source = launches[0].source
+    assert source.count(right) == 1
+    result = run_sanitized(replay_program(launches, source.replace(right, wrong)))
+    assert result.returncode != 0
+    assert re.search("AddressSanitizer: heap-buffer-overflow|misaligned address", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "right", "wrong"),
+    [
+        ("softmax", "there = first + group < rows ? n : 0;\n        if (packed) {\n            softmax_of_row", ""),
+        ("layer_norm", "row = first + group, there = row < N ? n : 0, begin = e * X_stride", ""),
+        ("product_sum", "load<W>(B, begin - back, end - back, b[u])", "load<W>(B, begin, end, b[u])"),
+    ],
+)
+def test_planted_overrun_of_rows_is_caught(kernel: str, right: str, wrong: str) -> None:
+    launches = [launch for launch in record_normalization_launches() if launch.kernel.startswith(f"{kernel}<")]
+    source = launches[0].source
+    assert source.count(right) == 1
+    wrong = wrong or re.sub(r"there = .* \? n : 0", "there = n", right)
+    result = run_sanitized(replay_program(launches, source.replace(right, wrong)))
+    assert result.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in result.stderr
+
+
+def test_planted_trust_in_an_index_is_caught() -> None:
+    launches = [launch for launch in record_row_launches() if launch.kernel == "gather<float, float, 1>"][-4:]
+    right, source = "max(min(index[b], N - 1), Index(0))", launches[0].source
+    assert source.count(right) == 1
+    for text, clean in ((source, True), (source.replace(right, "index[b] * 1000"), False)):
+        assert (run_sanitized(replay_program(launches, text, -1)).returncode == 0) == clean
 
 
 def test_planted_undefined_behaviour_is_caught() -> None:

@@ -34,7 +34,9 @@ def data(N=50, members=None):
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("members", [None, 2])
-@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu", "leaky_relu", "identity"])
+@pytest.mark.parametrize(
+    "activation", ["sigmoid", "tanh", "relu", "leaky_relu", "identity", "elu", "gelu", "silu", "softplus"]
+)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses_and_gradients_equal_those_of_the_cpu(device, loss, activation, members, weighted):
     X, T, w = data(members=members)
@@ -88,6 +90,21 @@ def test_class_indices_layers_that_are_not_fused_and_early_stopping(device):
         histories.append(gpubp.fit(n, X, t, optimizer=gpubp.Adam(0.05), **settings))
     assert len(histories[0]) == len(histories[1]) < 30
     np.testing.assert_allclose(to_host(net.theta), cpu.theta, atol=1e-10)
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_layer_normalisation_first_and_within_and_a_softmax_between_layers(device, members):
+    X, T, _ = data()
+    layers = [gpubp.LayerNorm(6), gpubp.Dense(6, 9), gpubp.LayerNorm(9), gpubp.GELU(), gpubp.Dense(9, 4),
+              gpubp.Softmax(), gpubp.Dense(4, 3)]  # fmt: skip
+    cpu = gpubp.Network(layers, "squared_error", dtype="float64", device="cpu", members=members, l2=0.01)
+    net = cpu.copy(device=device)
+    for n in (cpu, net):
+        gpubp.fit(n, X, T, optimizer=gpubp.Adam(0.01), epochs=3, batch_size=16)
+    if members is None:
+        assert net.plan.why_not_captured is None
+    np.testing.assert_allclose(to_host(net.theta), cpu.theta, atol=1e-10)
+    assert np.abs(cpu.parameters["0.gamma"] - 1).min() > 1e-4  # it is trained, in a stack that shares the data too
 
 
 @pytest.mark.parametrize(("N", "batch_size"), [(605, 600), (6000, 5000)])

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +25,21 @@ from gpubp.layers.leaky_relu import LeakyReLU
 from gpubp.layers.sigmoid import Sigmoid
 
 HOST = np.arange(6.0).reshape(2, 3)
+
+
+@pytest.fixture(params=[None, *fake.ORDERS], ids=str)
+def fake_cupy(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The stand-in, which does its work at once, or deferred in either order."""
+    with fake.installed(order=request.param) as module:
+        yield module
+
+
+@pytest.fixture(params=fake.ORDERS)
+def deferred(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The stand-in with deferred work."""
+    with fake.installed(order=request.param) as module:
+        yield module
+
 
 REFUSED: dict[str, Callable[[ModuleType, Any], Any]] = {
     "a NumPy ufunc": lambda xp, A: np.exp(A),
@@ -132,6 +147,143 @@ def test_devices() -> None:
         with pytest.raises(xp.cuda.runtime.CUDARuntimeError, match="invalid device"), xp.cuda.Device(2):
             pass
         assert B.device == Device("cuda", 1).module.cuda.Device(1)
+
+
+def streams(xp: ModuleType) -> tuple[Any, Any]:
+    return xp.cuda.Stream(non_blocking=True), xp.cuda.Stream(non_blocking=True)
+
+
+def test_work_is_deferred_until_the_host_waits(deferred: ModuleType) -> None:
+    xp, (stream, _) = deferred, streams(deferred)
+    A = xp.zeros((2, 3))
+    A.get()
+    with stream:
+        A += 1
+        B = A[0] * 2
+        assert np.isnan(B._array).all()
+        assert (A._array == 0).all()
+        event = stream.record()
+        A += 1
+    assert not event.done
+    event.synchronize()
+    assert event.done
+    assert B._array.tolist() == [2, 2, 2]
+    assert (A._array == 1).all()
+    xp.cuda.Device().synchronize()
+    assert (A._array == 2).all()
+
+
+def test_what_is_made_of_deferred_arrays_is_deferred(deferred: ModuleType) -> None:
+    xp = deferred
+    A = xp.asarray(HOST)
+    A *= 2
+    made = [A, A[:, 1], A.T, A.T.reshape(-1), xp.asarray(A, "float32"), A[xp.asarray([1, 0])], copy.deepcopy(A)]
+    assert all(np.isnan(array._array).all() for array in made)
+    expected = [2 * HOST, 2 * HOST[:, 1], 2 * HOST.T, 2 * HOST.T.reshape(-1), 2 * HOST, 2 * HOST[[1, 0]], 2 * HOST]
+    for array, values in zip(made, expected, strict=True):
+        np.testing.assert_array_equal(array.get(), values)
+
+
+@pytest.mark.parametrize(("order", "expected"), [("late", 1 + 2), ("newest", 1 * 2 + 2)])
+def test_streams_that_do_not_wait_are_in_disorder(order: str, expected: int) -> None:
+    with fake.installed(order=order) as xp:
+        first, second = streams(xp)
+        A = xp.ones(())
+        xp.cuda.Device().synchronize()
+        with first:
+            A += 2
+        with second:
+            A *= 2
+        first.synchronize()
+        assert A._array == expected
+
+
+def test_streams_wait_for_events(deferred: ModuleType) -> None:
+    xp, (first, second) = deferred, streams(deferred)
+    A = xp.ones(())
+    xp.cuda.Device().synchronize()
+    with first:
+        A += 2
+    event = first.record()
+    second.wait_event(event)
+    event.record()  # elsewhere; it is waited for as it was
+    with second:
+        A *= 2
+    second.synchronize()
+    assert A._array == (1 + 2) * 2
+
+
+def test_a_copy_reads_the_host_when_it_runs(deferred: ModuleType) -> None:
+    xp, (stream, _) = deferred, streams(deferred)
+    for waits, expected in ((False, 7), (True, 1)):
+        A, host = xp.zeros(3), np.ones(3)
+        xp.cuda.Device().synchronize()
+        A.set(host, stream=stream)
+        if waits:
+            stream.synchronize()
+        host[...] = 7
+        stream.synchronize()
+        assert A.tolist() == [expected] * 3
+    B = xp.asarray(host)
+    host[...] = 8
+    assert B.tolist() == [7, 7, 7], "asarray reads at once"
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_memory_that_was_freed_is_its_streams(waits: bool) -> None:
+    with fake.installed(order="newest") as xp:
+        stream, _ = streams(xp)
+        A, B = xp.ones(3), xp.zeros(3)
+        xp.cuda.Device().synchronize()
+        with stream:
+            B += A
+        if waits:
+            xp.cuda.get_current_stream().wait_event(stream.record())
+        del A
+        C = xp.zeros(3)  # may lie where A lay
+        assert C.tolist() == [0, 0, 0]
+        stream.synchronize()
+        assert B.tolist() == [1, 1, 1] if waits else np.isnan(B.get()).all()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_new_memory_was_just_somebody_elses(waits: bool) -> None:
+    with fake.installed(order="late") as xp:
+        stream, _ = streams(xp)
+        A = xp.empty(3)
+        if waits:
+            stream.wait_event(xp.cuda.get_current_stream().record())
+        with stream:
+            A.fill(1)
+        stream.synchronize()
+        assert A.tolist() == [1, 1, 1] if waits else np.isnan(A.get()).all()
+
+
+def test_graphs_are_launched_in_the_order_of_their_stream(deferred: ModuleType) -> None:
+    xp, (stream, _) = deferred, streams(deferred)
+    A, B = xp.ones(3), xp.ones(3)
+    xp.cuda.Device().synchronize()
+    with stream:
+        stream.begin_capture()
+        A *= 2
+        B += A
+        graph = stream.end_capture()
+        graph.launch(stream)
+        A += 1
+        graph.launch()
+    assert A._array.tolist() == [1, 1, 1]
+    stream.synchronize()
+    assert (A.tolist(), B.tolist()) == ([6, 6, 6], [9, 9, 9])
+    del A
+    with pytest.raises(RuntimeError, match="memory that was freed"):
+        graph.launch(stream)
+
+
+def test_what_is_not_deferred_is_refused(deferred: ModuleType) -> None:
+    with pytest.raises(NotImplementedError, match="waits for the default one unasked"):
+        deferred.cuda.Stream()
+    with pytest.raises(ValueError, match="order 'early' is not one of"), fake.installed(order="early"):
+        pass
 
 
 def test_backend_sees_cupy() -> None:

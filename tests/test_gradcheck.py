@@ -100,6 +100,7 @@ def test_kinks_of_a_relu_net_are_reported_not_called_errors():
     assert "kink" in str(report)
 
 
+@pytest.mark.usefixtures("numpy_ops")
 def test_a_networks_check_finds_a_wrong_layer(monkeypatch):
     X, t = np.random.default_rng(0).normal(size=(5, 3)), [0, 1, 1, 0, 1]
     net = gpubp.mlp([3, 4, 2], rng=0)

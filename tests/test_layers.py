@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from cases import SHAPES, layers, lead, normal, ready
+from cases import SHAPES, inputs, layers, lead, normal, ready
 
 import gpubp
 from gpubp.architecture import fused
@@ -25,7 +25,7 @@ EACH_SHAPE = pytest.mark.parametrize(("N", "members"), SHAPES)
 @EACH_SHAPE
 def test_backward_agrees_with_differences_for_the_input_and_every_parameter(name, make, n_in, N, members):
     layer = ready(make, members)
-    X = normal((*lead(members), N, n_in), 2)
+    X = inputs(layer, (*lead(members), N, n_in), 2)
     Y, saved = layer.forward(X)
     dL_dY = normal(Y.shape, 3)
     dL_dX = layer.backward(dL_dY, saved).copy()
@@ -41,7 +41,7 @@ def test_backward_agrees_with_differences_for_the_input_and_every_parameter(name
 @EACH_SHAPE
 def test_what_was_handed_in_and_saved_is_left_unchanged(name, make, n_in, N, members):
     layer = ready(make, members)
-    X = normal((*lead(members), N, n_in), 2)
+    X = inputs(layer, (*lead(members), N, n_in), 2)
     kept_X, parameters = X.copy(), {key: array.copy() for key, array in layer.parameters.items()}
     Y, saved = layer.forward(X)
     kept = {key: array.copy() for key, array in saved.items()}
@@ -59,7 +59,7 @@ def test_what_was_handed_in_and_saved_is_left_unchanged(name, make, n_in, N, mem
 @EACH_SHAPE
 def test_given_buffers_hold_the_same_as_fresh_ones(name, make, n_in, N, members):
     layer = ready(make, members)
-    X = normal((*lead(members), N, n_in), 2)
+    X = inputs(layer, (*lead(members), N, n_in), 2)
     Y, saved = layer.forward(X)
     dL_dY = normal(Y.shape, 3)
     dL_dX = layer.backward(dL_dY, saved)
@@ -81,7 +81,7 @@ def test_given_buffers_hold_the_same_as_fresh_ones(name, make, n_in, N, members)
 @EACH_SHAPE
 def test_buffers_that_may_overwrite_the_incoming_gradient_can_be_it(name, make, n_in, N, members):
     layer = ready(make, members)
-    X = normal((*lead(members), N, n_in), 2)
+    X = inputs(layer, (*lead(members), N, n_in), 2)
     Y, saved = layer.forward(X)
     dL_dY = normal(Y.shape, 3)
     dL_dX = layer.backward(dL_dY, saved)
@@ -93,11 +93,11 @@ def test_buffers_that_may_overwrite_the_incoming_gradient_can_be_it(name, make, 
 @ALL
 def test_fresh_results_are_never_overwritten_by_a_later_call(name, make, n_in):
     layer = ready(make, None)
-    X = normal((5, n_in), 2)
+    X = inputs(layer, (5, n_in), 2)
     Y, saved = layer.forward(X)
     dL_dX = layer.backward(np.ones_like(Y), saved)
     kept = Y.copy(), dL_dX.copy()
-    other, other_saved = layer.forward(normal((5, n_in), 9))
+    other, other_saved = layer.forward(inputs(layer, (5, n_in), 9))
     layer.backward(-np.ones_like(other), other_saved)
     np.testing.assert_array_equal(Y, kept[0])
     np.testing.assert_array_equal(dL_dX, kept[1])
@@ -109,7 +109,9 @@ def test_fresh_results_are_never_overwritten_by_a_later_call(name, make, n_in):
 def test_a_stack_equals_the_loop_over_its_members(name, make, n_in, N, shared):
     E = 3
     stack = ready(make, E)
-    X = normal((N, n_in) if shared else (E, N, n_in), 2)
+    if stack.is_random and "forward" in vars(stack):
+        return  # members draw apart: tests/test_dropout.py
+    X = inputs(stack, (N, n_in) if shared else (E, N, n_in), 2)
     Y, saved = stack.forward(X)
     dL_dY = normal(Y.shape, 3)
     dL_dX = stack.backward(dL_dY, saved)
@@ -134,8 +136,9 @@ def test_a_stack_equals_the_loop_over_its_members(name, make, n_in, N, shared):
 @ALL
 def test_strided_input_gives_what_contiguous_input_gives(name, make, n_in):
     layer = ready(make, None)
-    wide = normal((10, 2 * n_in), 2)
-    for strided in (wide[::2, ::2], np.asfortranarray(wide[::2, ::2]), wide[::-2, ::-2]):
+    X = inputs(layer, (10, n_in), 2)
+    wide, backwards = np.repeat(X, 2, axis=-1), np.repeat(X[:, ::-1], 2, axis=-1)
+    for strided in (wide[::2, ::2], np.asfortranarray(wide[::2, ::2]), backwards[::-2, ::-2]):
         Y, saved = layer.forward(strided)
         expected, expected_saved = layer.forward(np.ascontiguousarray(strided))
         np.testing.assert_allclose(Y, expected, atol=1e-14)
@@ -158,7 +161,7 @@ def test_no_examples_give_no_output_and_zero_gradients(name, make, n_in, members
 @ALL
 def test_input_gradient_is_skipped_when_nobody_wants_it(name, make, n_in):
     layer = ready(make, None)
-    X = normal((5, n_in), 2)
+    X = inputs(layer, (5, n_in), 2)
     Y, saved = layer.forward(X)
     layer.backward(np.ones_like(Y), saved)
     gradients = {key: array.copy() for key, array in layer.gradients.items()}
@@ -172,7 +175,9 @@ def test_input_gradient_is_skipped_when_nobody_wants_it(name, make, n_in):
 @ALL
 def test_float32_stays_float32_and_agrees_with_float64(name, make, n_in):
     single, double = ready(make, None, "float32"), ready(make, None)
-    X = normal((5, n_in), 2)
+    X = inputs(double, (5, n_in), 2)
+    if single.is_random and "forward" in vars(single):
+        return  # numbers of 24 and of 53 digits are made of other bits
     Y, saved = single.forward(X.astype("float32"))
     dL_dX = single.backward(np.ones_like(Y), saved)
     expected, expected_saved = double.forward(X)
@@ -250,6 +255,19 @@ def test_only_a_dense_layer_directly_before_an_activation_is_fused():
     assert repr(first) == "Dense(4, 4) + Sigmoid()"
 
 
+def test_a_dense_layer_with_another_forward_is_not_fused():
+    class Doubled(gpubp.Dense, register=False):
+        def forward(self, X, out=None, **more):
+            Y, saved = super().forward(X, out, **more)
+            return 2 * Y, saved
+
+    class Renamed(gpubp.Dense, register=False):
+        pass
+
+    assert [type(layer) for layer in fused([Doubled(3, 2), gpubp.Tanh()])] == [Doubled, gpubp.Tanh]
+    assert [type(layer) for layer in fused([Renamed(3, 2), gpubp.Tanh()])] == [DenseActivation]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", [kind for kind in Layer.by_name.values() if issubclass(kind, Activation)])
 def test_extreme_inputs_neither_overflow_nor_warn(kind, dtype):
@@ -258,7 +276,8 @@ def test_extreme_inputs_neither_overflow_nor_warn(kind, dtype):
     Y, saved = layer.forward(X)
     assert np.isfinite(Y).all()
     assert np.isfinite(layer.backward(np.ones_like(Y), saved)).all()
-    assert (np.diff(Y) >= 0).all(), "every shipped activation is non-decreasing"
+    if kind not in (gpubp.GELU, gpubp.SiLU):  # which come back to zero far below it
+        assert (np.diff(Y) >= 0).all(), "every other shipped activation is non-decreasing"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -315,6 +334,14 @@ def test_a_column_too_narrow_for_float32_counts_as_constant():
     assert np.isfinite(layer.forward(np.ones((1, 1), "float32"))[0]).all()
 
 
+def test_more_columns_than_are_taken_at_a_time_have_statistics_too():
+    X = np.array([[1, 5], [3, 5]], np.uint8).repeat(2**18 + 1, axis=1)
+    layer = gpubp.Standardize(X.shape[1])
+    layer.adapt(X, np.float32)
+    np.testing.assert_array_equal(np.unique(layer.constants["mean"]), [2, 5])
+    np.testing.assert_array_equal(np.unique(layer.constants["scale"]), [1])
+
+
 def test_standardize_in_float32_keeps_the_digits_of_a_far_away_column():
     X = (np.arange(64.0)[:, None] + 1e6).astype("float32")
     layer = gpubp.Standardize(1)
@@ -338,7 +365,21 @@ def per_member():
         (lambda: gpubp.Dense(3, 2, "best"), SettingError, "unknown initializer 'best'.*he_normal"),
         (lambda: gpubp.LeakyReLU(-0.1), SettingError, "slope=-0.1"),
         (lambda: gpubp.LeakyReLU(1.5), SettingError, "slope=1.5"),
+        (lambda: gpubp.ELU(-0.1), SettingError, "alpha=-0.1"),
+        (lambda: gpubp.ELU(float("inf")), SettingError, "alpha=inf"),
+        (lambda: gpubp.Softplus(0.0), SettingError, "beta=0.0"),
+        (lambda: gpubp.Softplus(float("inf")), SettingError, "beta=inf"),
+        (lambda: gpubp.LayerNorm(0), SettingError, "n=0"),
+        (lambda: gpubp.LayerNorm(True), SettingError, "n=True"),
+        (lambda: gpubp.LayerNorm(3, 0.0), SettingError, "epsilon=0.0"),
+        (lambda: ready(lambda: gpubp.LayerNorm(3), None).forward(np.ones((4, 2))), ShapeError, "width 3, not 2"),
         (lambda: gpubp.Standardize(0), SettingError, "n=0"),
+        (lambda: gpubp.Dropout(1), SettingError, "rate=1 is outside"),
+        (lambda: gpubp.Dropout(-0.1), SettingError, "rate=-0.1"),
+        (lambda: gpubp.Dropout(float("nan")), SettingError, "rate=nan"),
+        (lambda: gpubp.Dropout(True), SettingError, "rate=True"),
+        (lambda: gpubp.Dropout("half"), SettingError, "rate='half'"),
+        (lambda: gpubp.Dropout().forward(np.ones((2, 3)), training=True), SettingError, "give it rng=numpy.random"),
         (lambda: gpubp.Standardize(3).adapt(np.ones((4, 2))), ShapeError, "width 3, not 2"),
         (lambda: gpubp.Standardize(3).adapt(np.ones((0, 3))), ShapeError, "no rows"),
         (lambda: gpubp.Standardize(3).forward(np.ones((4, 3))), NotReadyError, r"call adapt\(X\)"),
@@ -360,3 +401,25 @@ def test_wrong_use_is_named(make, error, words):
 @pytest.mark.parametrize("name", ["leaky_relu", "LeakyReLU", "leakyrelu"])
 def test_an_activation_is_found_by_its_name_in_any_spelling(name):
     assert isinstance(gpubp.activation_by_name(name), gpubp.LeakyReLU)
+
+
+def test_standardised_columns_have_mean_zero_and_deviation_one():
+    X = np.random.default_rng(0).normal(size=(50, 2)) * [3.0, 0.1] + [7.0, -4.0]
+    layer = gpubp.Standardize(2)
+    layer.adapt(X)
+    Y, _ = layer.forward(X)
+    np.testing.assert_allclose(Y, (X - X.mean(axis=0)) / X.std(axis=0), atol=1e-12)
+
+
+def test_a_single_dense_layer_takes_any_leading_axes():
+    layer = ready(lambda: gpubp.Dense(4, 3), None)
+    X = np.random.default_rng(0).normal(size=(2, 6, 5, 4))
+    Y, _ = layer.forward(X)
+    np.testing.assert_allclose(Y, X @ layer.parameters["W"] + layer.parameters["b"], rtol=1e-13)
+
+
+def test_parameters_without_a_seed_are_those_of_seed_0():
+    layer, seeded = gpubp.Dense(3, 2), gpubp.Dense(3, 2)
+    layer.initialize()
+    seeded.initialize(0)
+    np.testing.assert_array_equal(layer.parameters["W"], seeded.parameters["W"])

@@ -16,9 +16,9 @@ ALL = pytest.mark.parametrize("loss", losses(), ids=repr)
 
 def example(loss, N, members, K=3, seed=0):
     rng = np.random.default_rng(seed)
-    Y = rng.normal(size=(*lead(members), N, K))
+    Y = rng.normal(size=(*lead(members), N, K * loss.heads))
     w = rng.uniform(0.1, 2, size=(*lead(members), N))
-    return Y, loss.example_targets(rng, Y.shape), w / w.mean(axis=-1, keepdims=True)
+    return Y, loss.example_targets(rng, (*Y.shape[:-1], K)), w / w.mean(axis=-1, keepdims=True)
 
 
 @ALL
@@ -78,9 +78,11 @@ def test_given_buffers_hold_the_same_and_inputs_are_left_unchanged(loss, weighte
     buffers = loss.buffers(Y.shape)
     out = {name: np.full(buffer.shape, np.nan) for name, buffer in buffers.items()}
     L_out, saved_out = loss.forward(Y, T, sample_weight, out)
+    assert L_out is out["L"]
     np.testing.assert_array_equal(L_out, L)
     np.testing.assert_array_equal(loss.backward(saved_out, out), dL_dY)
-    out["dL_dY"] = out[buffers["dL_dY"].overwrites]  # as the plan does it
+    if buffers["dL_dY"].overwrites:
+        out["dL_dY"] = out[buffers["dL_dY"].overwrites]  # as the plan does it
     np.testing.assert_array_equal(loss.backward(loss.forward(Y, T, sample_weight, out)[1], out), dL_dY)
     for before, after in zip(kept, (Y, T, w), strict=True):
         np.testing.assert_array_equal(before, after)
@@ -89,14 +91,16 @@ def test_given_buffers_hold_the_same_and_inputs_are_left_unchanged(loss, weighte
 @ALL
 @pytest.mark.parametrize("scale", [1e4, 1e30])
 def test_extreme_outputs_give_finite_losses_and_gradients(loss, scale):
-    Y = np.array([[1.0, -1.0, 0.5], [-1.0, 1.0, 1.0]]) * scale
+    if isinstance(loss, gpubp.PoissonDeviance):
+        pytest.skip("a rate of exp(1e4) is beyond all numbers")
+    Y = np.tile(np.array([[1.0, -1.0, 0.5], [-1.0, 1.0, 1.0]]) * scale, (1, loss.heads))
     T = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     L, saved = loss.forward(Y, T)
     assert np.isfinite(L)
     assert np.isfinite(loss.backward(saved)).all()
     assert np.isfinite(loss.link(Y)).all()
-    if not isinstance(loss, gpubp.SquaredError):
-        assert L >= 0.5 * scale, "a wrong answer given with certainty costs its distance, not log(0)"
+    if isinstance(loss, gpubp.BinaryCrossEntropy | gpubp.SoftmaxCrossEntropy):
+        assert L >= 0.4 * scale, "a wrong answer given with certainty costs its distance, not log(0)"
 
 
 @pytest.mark.parametrize("members", [None, 3])
@@ -158,10 +162,13 @@ def test_links_give_predictions():
 def test_the_l2_penalty_is_per_member_and_sums_over_tiles(shape):
     W = np.random.default_rng(0).normal(size=(*shape[:-1], shape[-1] + 3))[..., :-3]  # strided, as in theta
     gradient = np.ones_like(W)
-    value = add_l2(W, 0.2, gradient)
-    np.testing.assert_allclose(value, 0.1 * (W * W).sum(axis=-1), rtol=1e-12)
+    L = np.array(np.arange(np.prod(shape[:-1])).reshape(shape[:-1]), float)
+    kept, penalty = L.copy(), 0.1 * (W * W).sum(axis=-1)
+    assert add_l2(W, 0.2, gradient, L) is L
+    np.testing.assert_allclose(L, kept + penalty, rtol=1e-12)
     np.testing.assert_allclose(gradient, 1 + 0.2 * W, rtol=1e-13)
-    np.testing.assert_allclose(add_l2(W, 0.2, None), value, rtol=1e-14)
+    add_l2(W, 0.2, None, L)
+    np.testing.assert_allclose(L, kept + 2 * penalty, rtol=1e-12)
 
 
 TARGETS = [
@@ -210,7 +217,7 @@ def test_fit_targets_come_in_the_shape_that_forward_takes(loss, T, outputs, shap
     prepared = loss.targets(T, outputs, np.dtype("float32"))
     assert prepared.shape == shape
     indices = len(shape) < len(outputs) and shape in (outputs[:-1], outputs[-2:-1])
-    assert prepared.dtype == (np.float32 if not indices else np.int64 if T.dtype == bool else T.dtype)
+    assert prepared.dtype == (np.int64 if indices else np.float32)
     L, _ = loss.forward(np.zeros(outputs, "float32"), prepared)
     assert L.shape == outputs[:-2]
 

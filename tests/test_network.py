@@ -13,7 +13,7 @@ import gpubp
 from gpubp.errors import DataError, SettingError, ShapeError
 
 LOSSES = ["softmax_cross_entropy", "binary_cross_entropy", "squared_error"]
-ACTIVATIONS = ["sigmoid", "tanh", "relu", "leaky_relu", "identity"]
+ACTIVATIONS = ["sigmoid", "tanh", "relu", "leaky_relu", "identity", "elu", "gelu", "silu", "softplus"]
 
 
 def data(N=5, n_in=4, K=3, members=None, seed=0):
@@ -224,3 +224,72 @@ def test_the_same_seed_gives_the_same_network_and_dtypes_agree():
 def test_wrong_use_is_named(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 100])
+@pytest.mark.parametrize("members", [None, 2])
+def test_a_loss_without_weights_does_not_depend_on_the_batch_size(batch_size, members):
+    rng = np.random.default_rng(0)
+    X, t = rng.normal(size=(5, 4)), rng.integers(0, 3, size=5)
+    net = gpubp.mlp([4, 6, 3], members=members, dtype="float64", l2=0.1, rng=0)
+    np.testing.assert_allclose(net.evaluate(X, t, None, batch_size), net.loss_and_gradients(X, t)[0], rtol=1e-13)
+
+
+def test_predictions_and_losses_of_few_examples_are_computed_all_at_once(monkeypatch):
+    net = gpubp.mlp([2, 3], rng=0)
+    rows, run = [], net.run_forward
+    monkeypatch.setattr(net, "run_forward", lambda X, **how: rows.append(X.shape[-2]) or run(X, **how))
+    net.predict(np.ones((7, 2)))
+    net.predict(np.ones((7, 2)), batch_size=3)
+    net.predict(np.ones((0, 2)))
+    net.evaluate(np.ones((7, 2)), np.ones(7, int))
+    assert rows == [7, 3, 3, 1, 0, 7]
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_predictions_and_losses_of_many_examples_are_computed_a_bounded_number_at_a_time(members, monkeypatch):
+    net = gpubp.mlp([4, 3], dtype="float64", members=members, rng=0)
+    X, T, _ = data(11, members=members)
+    expected = net.predict(X), net.evaluate(X, T)
+    rows, run = [], net.run_forward
+    monkeypatch.setattr(net, "run_forward", lambda X, **how: rows.append(X.shape[-2]) or run(X, **how))
+    monkeypatch.setattr("gpubp.network.EVALUATED", 18)
+    np.testing.assert_allclose(net.predict(X), expected[0], atol=1e-15)
+    np.testing.assert_allclose(net.evaluate(X, T), expected[1], rtol=1e-14)
+    assert rows == [4, 4, 3] * 2
+
+
+@pytest.mark.parametrize(("layer", "loss"), [(gpubp.Softmax, LOSSES[0]), (gpubp.Sigmoid, LOSSES[1])])
+def test_a_last_layer_that_the_loss_applies_by_itself_is_warned_of(layer, loss):
+    X, T, _ = data()
+    net = gpubp.Network([gpubp.Dense(4, 3), layer()], loss)
+    with pytest.warns(UserWarning, match=rf"the last layer, {layer.__name__}\(\), comes twice, as {loss}") as caught:
+        gpubp.fit(net, X, T, epochs=1)
+    assert [warning.category for warning in caught] == [UserWarning]
+    gpubp.fit(net, X, T, epochs=1)  # warnings are errors here
+    assert gpubp.check_gradients(net, X, T).ok
+    for other in {*LOSSES} - {loss}:
+        gpubp.Network([gpubp.Dense(4, 3), layer()], other).evaluate(X, T)
+    gpubp.Network([gpubp.Dense(4, 3), layer(), gpubp.Dense(3, 3)], loss).evaluate(X, T)
+    with pytest.warns(UserWarning, match="comes twice"):
+        gpubp.Network([gpubp.Dense(4, 3), layer()], loss).evaluate(X, T)
+
+
+def test_a_stack_may_have_more_members_than_weights():
+    X, T = np.array([[1.0], [2.0]]), np.array([[0.5], [-1.0]])
+    stack = gpubp.mlp([1, 1], loss="squared_error", members=3, dtype="float64", l2=0.3, rng=7)
+    L, gradients = stack.loss_and_gradients(X, T)
+    for e, rng in enumerate(np.random.default_rng(7).spawn(3)):
+        one = gpubp.mlp([1, 1], loss="squared_error", dtype="float64", l2=0.3, rng=rng)
+        L_e, gradients_e = one.loss_and_gradients(X, T)
+        assert L[e] == pytest.approx(L_e, rel=1e-13)
+        for name, array in gradients_e.items():
+            np.testing.assert_allclose(gradients[name][e], array, rtol=1e-13)
+
+
+@pytest.mark.parametrize("weight", [np.inf, np.nan, -1.0])
+def test_an_example_weight_is_a_finite_number_of_at_least_zero(weight):
+    net = gpubp.mlp([4, 3], rng=0)
+    with pytest.raises(DataError, match="negative or not finite"):
+        net.loss_and_gradients(np.ones((2, 4)), [0, 1], [1.0, weight])
+    assert np.isfinite(net.loss_and_gradients(np.ones((2, 4)), [0, 1], [1.0, 0.0])[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -16,42 +17,19 @@ from hypothesis import strategies as st
 
 from gpubp import cuda
 from gpubp.backend import to_host
+from gpubp.cuda_kernels import activation as launches
+from gpubp.cuda_kernels import tiles
 from gpubp.errors import DeviceError, ShapeError
+from gpubp.layers.elu import ELU
+from gpubp.layers.gelu import GELU
 from gpubp.layers.identity import Identity
 from gpubp.layers.leaky_relu import LeakyReLU
 from gpubp.layers.relu import ReLU
 from gpubp.layers.sigmoid import Sigmoid
+from gpubp.layers.silu import SiLU
+from gpubp.layers.softplus import Softplus
 from gpubp.layers.tanh import Tanh
 from gpubp.ops import activation
-
-
-class SiLU:
-    """z * sigmoid(z): here for a derivative that needs the input. Its functor is in no file, see `with_silu`."""
-
-    derivative_of, functor, parameter = "X", "SiLU", 0.0
-
-    def evaluate(self, xp: ModuleType, X: Any, out: Any, scratch: Any) -> None:
-        xp.exp(-X, out=scratch)
-        xp.divide(X, 1 + scratch, out=out)
-
-    def derivative(self, xp: ModuleType, saved: Any, out: Any) -> None:
-        s = 1 / (1 + xp.exp(-saved))
-        xp.multiply(s, 1 + saved * (1 - s), out=out)
-
-
-SILU_FUNCTOR = """
-template <typename T>
-struct SiLU {
-    using Scalar = T;
-    static constexpr bool from_output = false;
-    explicit __device__ SiLU(T) {}
-    __device__ T value(T z) const { return z / (1 + exp(-z)); }
-    __device__ T derivative(T z) const {
-        const T s = 1 / (1 + exp(-z));
-        return s * (1 + z * (1 - s));
-    }
-};
-"""
 
 
 class Cube:
@@ -71,6 +49,14 @@ def logistic(z: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-z))
 
 
+def normal_distribution(z: np.ndarray) -> np.ndarray:
+    return np.vectorize(math.erfc, [float])(-z / math.sqrt(2)) / 2
+
+
+def normal_density(z: np.ndarray) -> np.ndarray:
+    return np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
 def silu_slope(z: np.ndarray) -> np.ndarray:
     return logistic(z) + z * logistic(z) * logistic(-z)
 
@@ -81,26 +67,35 @@ REFERENCE: dict[str, tuple[Callable[[np.ndarray], Any], Callable[[np.ndarray], A
     "Tanh": (np.tanh, lambda z: 1 / np.cosh(z) ** 2),
     "ReLU": (lambda z: np.where(z > 0, z, 0), lambda z: np.where(z > 0, 1, 0)),
     "LeakyReLU": (lambda z: np.where(z > 0, z, 0.3 * z), lambda z: np.where(z > 0, 1, 0.3)),
+    "ELU": (lambda z: np.where(z > 0, z, 1.7 * np.expm1(z)), lambda z: np.where(z > 0, 1, 1.7 * np.exp(z))),
+    "GELU": (lambda z: z * normal_distribution(z), lambda z: normal_distribution(z) + z * normal_density(z)),
+    "Softplus": (lambda z: np.logaddexp(0, 2.5 * z) / 2.5, lambda z: logistic(2.5 * z)),
     "SiLU": (lambda z: z * logistic(z), silu_slope),
     "Cube": (lambda z: z**3, lambda z: 3 * z**2),
 }
 FUNCTIONS = pytest.mark.parametrize(
     "function",
-    [Identity(), Sigmoid(), Tanh(), ReLU(), LeakyReLU(0.3), SiLU(), Cube()],
+    [Identity(), Sigmoid(), Tanh(), ReLU(), LeakyReLU(0.3), ELU(1.7), GELU(), Softplus(2.5), SiLU(), Cube()],
     ids=lambda function: type(function).__name__,
 )
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
-SHAPES = [(0, 7), (7, 0), (1, 1), (1, 33), (33, 1), (7, 33), (33, 7), (1025, 1), (1, 1025), (257, 33), (1025, 10)]
+SHAPES = [
+    (0, 7),
+    (7, 0),
+    (1, 1),
+    (1, 33),
+    (33, 1),
+    (7, 33),
+    (33, 7),
+    (1025, 1),
+    (1, 1025),
+    (257, 33),
+    (1025, 10),
+    (70, 264),
+]
 OPTIONS = itertools.cycle(itertools.product([True, False], [True, False], [0, 1]))
-CASES = [(shape, members, *next(OPTIONS)) for members in (None, 1, 3) for shape in SHAPES]  # 33 cases, 8 options
-
-
-@pytest.fixture(autouse=True)
-def with_silu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernel sources that know the functor of `SiLU`."""
-    original = cuda.source
-    monkeypatch.setattr(cuda, "source", lambda stem: SILU_FUNCTOR + original(stem))
+CASES = [(shape, members, *next(OPTIONS)) for members in (None, 1, 3) for shape in SHAPES]  # 36 cases, 8 options
 
 
 class Placed:
@@ -242,21 +237,35 @@ def test_nan_stays_nan(xp: ModuleType, function: Any) -> None:
 
 # Faults planted in the kernels' text must be noticed. Beside each: a function that shows it, and what it breaks.
 FAULTS = [
-    ("row < N; row", "row < N - 1; row", Tanh()),  # the last row forward
-    ("j < n; j +=", "j < n - 1; j +=", Tanh()),  # the last column forward
-    ("b[e * b_stride + j]", "b[e * n + j]", Tanh()),  # the bias of the second member
-    ("if (b && !Activation::from_output) Z[i] = z;", "", SiLU()),  # Z, which the derivative needs
-    ("min(N, (c + 1) * chunk_rows)", "min(N, (c + 1) * chunk_rows) - 1", Tanh()),  # the last row of each chunk
-    ("c * chunk_rows + threadIdx.y", "c * chunk_rows + threadIdx.y + 1", Tanh()),  # its first row
+    ("row < member_end; row", "row + length < member_end; row", Tanh()),  # the last band forward
+    ("left < length; left += gridDim.x * width) {\n            g.begin", "false;) {\n            g.begin", Tanh()),
+    ("b + e * b_stride", "b + e * n", Tanh()),  # the bias of the second member
+    ("while (j >= n) j -= n;", "if (j >= n) j -= n;", Tanh()),  # the bias of the third row of a band
+    ("if (b && !Activation::from_output) store<W>(Z, begin, end, z[u]);", "", SiLU()),  # Z, which the derivative needs
+    ("min(row + u * step + length, end), sum", "end, sum", Tanh()),  # numbers of the band below in scalar tiles
+    ("+ c * chunk, end", "+ c * chunk + length, end", Tanh()),  # the first band of each chunk
+    ("min((e + 1) * N * n, begin + chunk)", "begin + chunk - length", Tanh()),  # its last band
     ("partial_sums[e * sums_stride + c * n + j] = sum", "partial_sums[c * n + j] = sum", Tanh()),  # members mixed up
     ("dL_db[e * dL_db_stride + j] = sum", "dL_db[e * n + j] = sum", Tanh()),  # dL_db of the second member
     ("c < C; c += blockDim.y) sum", "c < C - 1; c += blockDim.y) sum", Tanh()),  # the last chunk
-    ("half > 0; half", "half > 1; half", Tanh()),  # half of each sum
-    ("    __syncthreads();  // a slower", "//", Tanh()),  # a sum read after the next one has begun
-    ("        __syncthreads();\n", "", Tanh()),  # a sum read before it is there
+    ("m = 1; m < joined", "m = 2; m < joined", Tanh()),  # a row of each band
+    ("(rows + 1) / 2", "rows / 2", Tanh()),  # the last of an odd number of bands
+    ("rows > 1;)", "rows > 2;)", Tanh()),  # half of each sum
+    ("    __syncthreads();  // a slower thread may still read the", "//", Tanh()),  # sums overwritten too early
+    ("        __syncthreads();\n#pragma unroll", "#pragma unroll", Tanh()),  # a sum read before it is there
+    ("    __syncthreads();  // the rows", "//", Tanh()),  # a row of a band read before it is summed
+    ("half > 0; half", "half > 1; half", Tanh()),  # half of the chunks
     ("e * r", "r", Sigmoid()),  # the sigmoid below zero
     ("1 - y * y", "1 - y", Tanh()),  # the derivative of tanh
     (": slope;", ": 0;", LeakyReLU(0.3)),  # the derivative below zero
+    (": alpha * expm1(z)", ": expm1(z)", ELU(1.7)),
+    (": y + alpha", ": y + 1", ELU(1.7)),
+    ("T(0.5) * erfc(", "T(0.5) * exp(", GELU()),
+    ("distribution(z) + z * exp", "distribution(z) - z * exp", GELU()),
+    ("s * (1 + z * (1 - s))", "s * (1 - s)", SiLU()),
+    ("return z * Sigmoid<T>(0).value(z)", "return z < 0 ? 0 : z", SiLU()),
+    ("log1p(exp(-fabs(beta * z))) / beta", "log1p(exp(-fabs(beta * z)))", Softplus(2.5)),
+    ("Sigmoid<T>(0).value(beta * z)", "Sigmoid<T>(0).value(z)", Softplus(2.5)),
 ]
 
 
@@ -264,45 +273,87 @@ FAULTS = [
 def test_planted_fault_is_noticed(right: str, wrong: str, function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     text = cuda.source("activation")
     assert text.count(right) == 1
-    monkeypatch.setattr(activation, "GRID_LIMIT", 2)  # a block works on several chunks and members in turn
+    monkeypatch.setattr(launches, "GRID_LIMIT", 2)  # a block works on several chunks and members in turn
+    monkeypatch.setattr(tiles, "GRID_LIMIT", 2)  # and a thread on several bands
     for faulty in (False, True):
         monkeypatch.setattr(cuda, "source", lambda stem, faulty=faulty: text.replace(right, wrong) if faulty else text)
         with pytest.raises(AssertionError) if faulty else contextlib.nullcontext():
-            for reverse in (False, True):
+            for reverse, (shape, offset) in itertools.product(
+                (False, True), [((4200, 3), 1), ((1100, 6), 0), ((20, 1030), 1)]
+            ):
                 with fake.installed(reverse_threads=reverse) as xp:
-                    check(xp, function, "float32", (700, 3), 3, True, False, 0)
+                    check(xp, function, "float32", shape, 3, True, False, offset)
 
 
 def test_any_grid_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activation, "GRID_LIMIT", 2)
-    monkeypatch.setattr(activation, "_grid", lambda shape, blocks_of_rows: (2, min(2, blocks_of_rows), 2))
-    with fake.installed() as xp:
-        check(xp, SiLU(), "float32", (700, 100), 5, True, False, 0)
+    monkeypatch.setattr(launches, "GRID_LIMIT", 2)
+    monkeypatch.setattr(launches._Launch, "_grid", lambda self, down: (2, min(2, down), 2))
+    for shape in [(700, 100), (40, 1025), (40, 400)]:
+        with fake.installed() as xp:
+            check(xp, SiLU(), "float32", shape, 5, True, False, 0)
 
 
-@given(st.integers(1, 2**40), st.integers(1, 2**40), st.integers(1, 2**20))
-def test_launch_shapes_are_within_the_limits(rows: int, columns: int, members: int) -> None:
+def test_sums_do_not_depend_on_where_the_arrays_lie(fake_cupy: ModuleType) -> None:
+    """An array that begins at a multiple of 16 bytes is read by packs of numbers, another one number by number."""
+    for shape in [(900, 10), (900, 33), (200, 128), (3000, 1)]:
+        runs = [check(fake_cupy, Tanh(), "float32", shape, None, True, False, offset) for offset in (0, 1)]
+        for first, second in zip(*runs, strict=True):
+            np.testing.assert_array_equal(first, second)
+
+
+@given(st.integers(1, 2**40), st.integers(1, 2**40), st.integers(1, 2**20), st.sampled_from([4, 8]))
+def test_launch_shapes_are_within_the_limits(rows: int, columns: int, members: int, itemsize: int) -> None:
     shape = (members, rows, columns)
-    width, height = activation._block(columns)
-    assert width * height == 256
-    assert width < 2 * columns  # at least half of the threads have a column
-    assert height & (height - 1) == 0
-    chunks = activation._chunks(shape)
-    assert 1 <= chunks <= min(rows, activation.BLOCKS)
-    grid = activation._grid(shape, chunks)
-    assert all(blocks >= 1 for blocks in grid)
-    assert max(grid[1:]) <= 65535
+    tile = tiles.tiles(columns, itemsize)
+    pack = 16 // itemsize
+    assert tile.width * tile.height <= 256
+    assert tile.width * tile.height > 128 or tile.width > 128  # most threads of a block that could be have a place
+    assert 1 <= tile.joined <= pack
+    assert tile.across * tile.width * pack >= tile.joined * columns  # tiles cover a band
+    assert (tile.across - 1) * tile.width * pack < tile.joined * columns
+    assert tile.joined == 1 or (tile.joined * columns % pack == 0 and tile.across == 1)
+    chunks = launches.chunks(shape)
+    assert 1 <= chunks <= min(rows, tiles.BLOCKS)
+    blocks = tiles.blocks_down(rows, tile.height, members * tile.across)
+    assert 1 <= blocks <= min(65535, -(-rows // tile.height))
 
 
 @pytest.mark.parametrize(("rows", "launches"), [(64, 1), (65, 2)])
 def test_one_launch_where_there_is_one_chunk(rows: int, launches: int) -> None:
     with fake.installed(record=True) as xp:
-        X = xp.ones((rows, 32))
+        X = xp.ones((rows, 128))
         work = workspace_for(xp, ReLU(), X.shape, "float64")
-        activation.activation_backward(ReLU(), X, X, X, xp.zeros(32), work)
+        activation.activation_backward(ReLU(), X, X, X, xp.zeros(128), work)
         assert fake.machine.launches is not None
         assert len(fake.machine.launches) == launches
         assert set(work) == {"partial_sums"}  # whatever the shape: a smaller batch has the buffers of a larger one
+
+
+@pytest.mark.parametrize(
+    ("shape", "offset", "biased", "width"),
+    [
+        ((7, 33), 0, True, 4),
+        ((7, 33), 1, True, 1),
+        ((8, 1025), 0, True, 1),  # rows that begin anywhere
+        ((8, 1025), 0, False, 4),  # a flat array
+        ((2, 3, 5), 0, True, 1),  # members that do
+        ((2, 4, 5), 0, True, 4),
+    ],
+)
+def test_sixteen_bytes_are_read_at_once_where_that_is_possible(
+    shape: tuple[int, ...], offset: int, biased: bool, width: int
+) -> None:
+    with fake.installed(record=True) as xp:
+        place = Placed(xp, "float32", offset)
+        Z, b = place(np.ones(shape)), place(np.ones((*shape[:-2], shape[-1]))) if biased else None
+        work = workspace_for(xp, ReLU(), Z.shape, "float32")
+        activation.bias_activation(ReLU(), Z, b, Z, work)
+        activation.activation_backward(ReLU(), Z, Z, Z, b, work)
+        assert fake.machine.launches is not None
+        assert {launch.kernel for launch in fake.machine.launches} == {
+            f"bias_activation<ReLU<float>, {width}>",
+            f"activation_backward<ReLU<float>, {width}>",
+        }
 
 
 def test_inputs_may_have_gaps(xp: ModuleType) -> None:

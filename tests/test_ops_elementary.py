@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gpubp.backend import to_host
 from gpubp.ops import elementary
 
 N = elementary.NARROW
@@ -21,6 +22,16 @@ def test_row_maximum_and_sum(shape, dtype):
     assert elementary.row_sum(Y, out) is out
     np.testing.assert_allclose(out, Y.astype("float64").sum(axis=-1), atol=30 * shape[-1] * np.finfo(dtype).eps)
     np.testing.assert_array_equal(Y, kept)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_column_sum(shape, dtype):
+    X = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    kept, out = X.copy(), np.full((*shape[:-2], shape[-1]), np.nan, dtype)
+    assert elementary.column_sum(X, out) is out
+    np.testing.assert_allclose(out, X.astype("float64").sum(axis=-2), atol=30 * shape[-2] * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(X, kept)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -45,3 +56,11 @@ def test_sigmoid_and_softplus_are_those_of_the_textbook(in_place):
         out = given if in_place else np.full_like(X, np.nan)
         assert function(np, given, out) is out
         np.testing.assert_allclose(out, expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 5, 3)])
+def test_row_dot_on_a_device(fake_cupy, shape):
+    A, B = (np.random.default_rng(k).normal(size=shape) for k in (0, 1))
+    xp = fake_cupy
+    out = elementary.row_dot(xp.asarray(A), xp.asarray(B), xp.empty(shape[:-1]))
+    np.testing.assert_allclose(to_host(out), (A * B).sum(axis=-1), rtol=1e-13)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -29,12 +30,51 @@ def adam_loop(theta, gradients, rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
     return theta
 
 
+def adamw_loop(theta, gradients, rate, weight_decay=0.01, epsilon=1e-8):
+    """Algorithm 2 of the paper, its schedule multiplier and its weight decay both times the learning rate."""
+    m = v = 0.0
+    for t, g in enumerate(gradients, start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        m_hat, v_hat = m / (1 - 0.9**t), v / (1 - 0.999**t)
+        theta = theta - rate * (m_hat / (math.sqrt(v_hat) + epsilon) + weight_decay * theta)
+    return theta
+
+
+def rmsprop_loop(theta, gradients, rate, decay=0.99, epsilon=1e-8, momentum=0.0):
+    m = v = 0.0
+    for g in gradients:
+        v = decay * v + (1 - decay) * g * g
+        m = momentum * m + g / (math.sqrt(v) + epsilon)
+        theta -= rate * m
+    return theta
+
+
+def lion_loop(theta, gradients, rate, beta1=0.9, beta2=0.99, weight_decay=0.0):
+    """Program 1 of the paper."""
+    m = 0.0
+    for g in gradients:
+        update = math.copysign(1, beta1 * m + (1 - beta1) * g) + weight_decay * theta
+        m = beta2 * m + (1 - beta2) * g
+        theta = theta - rate * update
+    return theta
+
+
 CASES = [
     (lambda rate: gpubp.SGD(rate), sgd_loop, {}),
     (lambda rate: gpubp.SGD(rate, momentum=0.9), sgd_loop, {"momentum": 0.9}),
     (lambda rate: gpubp.SGD(rate, momentum=0.8, nesterov=True), sgd_loop, {"momentum": 0.8, "nesterov": True}),
     (lambda rate: gpubp.Adam(rate), adam_loop, {}),
     (lambda rate: gpubp.Adam(rate, 0.8, 0.95, 1e-3), adam_loop, {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3}),
+    (lambda rate: gpubp.AdamW(rate), adamw_loop, {}),
+    (lambda rate: gpubp.AdamW(rate, weight_decay=0.5), adamw_loop, {"weight_decay": 0.5}),
+    (lambda rate: gpubp.RMSprop(rate), rmsprop_loop, {}),
+    (lambda rate: gpubp.RMSprop(rate, 0.8, 1e-3, 0.7), rmsprop_loop, {"decay": 0.8, "epsilon": 1e-3, "momentum": 0.7}),
+    (lambda rate: gpubp.Lion(rate), lion_loop, {}),
+    (
+        lambda rate: gpubp.Lion(rate, 0.6, 0.8, 0.3),
+        lion_loop,
+        {"beta1": 0.6, "beta2": 0.8, "weight_decay": 0.3},
+    ),
 ]
 
 
@@ -165,7 +205,25 @@ def test_learning_rates_for_another_stack_are_refused(rates):
         (lambda: gpubp.Adam(0.1, beta1=-0.1), "beta1"),
         (lambda: gpubp.Adam(0.1, beta2=1), "beta2"),
         (lambda: gpubp.Adam(0.1, epsilon=0), "epsilon"),
-        (lambda: gpubp.optimizer_by_name("sgdd", learning_rate=1), "unknown optimizer 'sgdd'.*adam, sgd"),
+        (lambda: gpubp.AdamW(0.1, weight_decay=-1e-9), "AdamW: weight_decay=-1e-09"),
+        (lambda: gpubp.AdamW(0.1, weight_decay=math.inf), "weight_decay=inf"),
+        (lambda: gpubp.AdamW(0.1, beta1=1), "AdamW: beta1=1"),
+        (lambda: gpubp.RMSprop(0.1, decay=1), "decay=1 is outside"),
+        (lambda: gpubp.RMSprop(0.1, epsilon=-1), "epsilon=-1 is not a positive"),
+        (lambda: gpubp.RMSprop(0.1, momentum=1.5), "momentum=1.5 is outside"),
+        (lambda: gpubp.Lion(0.1, beta1=1), "beta1=1 is outside"),
+        (lambda: gpubp.Lion(0.1, beta2=-0.5), "beta2=-0.5 is outside"),
+        (lambda: gpubp.Lion(0.1, weight_decay=-1), "Lion: weight_decay=-1"),
+        (lambda: gpubp.SGD(0.1, clip_norm=0), "SGD: clip_norm=0 is not a positive"),
+        (lambda: gpubp.Adam(0.1, clip_norm=-1.0), "clip_norm=-1.0 is not a positive"),
+        (lambda: gpubp.Adam(0.1, clip_norm=math.nan), "clip_norm=nan"),
+        (lambda: gpubp.Adam(0.1, average=1.0), "average=1.0 is outside"),
+        (lambda: gpubp.SGD("fast"), "learning_rate='fast'"),
+        (lambda: gpubp.SGD({"name": "Cosinus", "rate": 0.1}), "unknown schedule 'Cosinus'.*Cosine"),
+        (
+            lambda: gpubp.optimizer_by_name("sgdd", learning_rate=1),
+            "unknown optimizer 'sgdd'.*adam, adamw, lion, rmsprop, sgd",
+        ),
     ],
 )
 def test_settings_out_of_range_are_named(make, words):
@@ -175,5 +233,8 @@ def test_settings_out_of_range_are_named(make, words):
 
 @pytest.mark.parametrize("kind", Optimizer.by_name.values())
 def test_an_optimizer_is_rebuilt_from_its_config(kind):
-    optimizer = kind(0.3)
-    assert repr(kind(**optimizer.config())) == repr(optimizer)
+    for rate in (0.3, [0.1, 0.2], gpubp.WarmUp(3, gpubp.Cosine(0.1, final=0.2, total=9))):
+        optimizer = kind(rate, clip_norm=2.0, average=0.9)
+        config = json.loads(json.dumps(optimizer.config()))
+        assert repr(kind(**config)) == repr(optimizer)
+        assert repr(rate) in repr(optimizer)

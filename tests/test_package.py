@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path.name for path in (ROOT / "kernels").glob("*.cu*"))
+BENCHMARKS = {path.relative_to(ROOT).as_posix() for path in (ROOT / "benchmarks").rglob("*.py")}
+NEED_A_CHECKOUT = {name for name in BENCHMARKS if name.split("/")[-1].startswith(("test_", "conftest"))}
+FIND_BENCHMARKS = "from gpubp.cli.bench import benchmarks_module as find; print(find('race').__file__)"
 PRINT_SOURCES = (
     "import hashlib, gpubp, gpubp.cuda as cuda; print(gpubp.__file__);"
     "[print(n, hashlib.sha256(cuda.read(n).encode()).hexdigest()) for n in {names!r}]"
@@ -61,6 +65,9 @@ def test_a_wheel_holds_the_package_and_nothing_beside_it(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"gpubp"}
     assert {"gpubp/py.typed", *(f"gpubp/kernels/{name}" for name in SOURCES)} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    benchmarks = {name.removeprefix("gpubp/") for name in names if name.startswith("gpubp/benchmarks/")}
+    assert benchmarks == BENCHMARKS - NEED_A_CHECKOUT
+    assert NEED_A_CHECKOUT
 
 
 def test_the_wheel_works_in_a_clean_environment(wheel, clean_python, expected, tmp_path):
@@ -70,7 +77,13 @@ def test_the_wheel_works_in_a_clean_environment(wheel, clean_python, expected, t
     assert seen == expected
     assert "gpubp" in run(clean_python.with_name("gpubp"), "--version", cwd=tmp_path)
     assert "CuPy is not installed" in run(clean_python, "-m", "gpubp", "info", cwd=tmp_path)
-    run(clean_python, "-c", "import importlib.util; assert importlib.util.find_spec('kernels') is None", cwd=tmp_path)
+    for top_level in ("kernels", "benchmarks"):
+        nowhere = f"import importlib.util; assert importlib.util.find_spec({top_level!r}) is None"
+        run(clean_python, "-c", nowhere, cwd=tmp_path)
+    assert ROOT not in Path(run(clean_python, "-c", FIND_BENCHMARKS, cwd=tmp_path)).parents
+    bench = subprocess.run([clean_python, "-m", "gpubp", "bench"], capture_output=True, text=True, cwd=tmp_path)
+    assert (bench.returncode, bench.stdout) == (1, "")
+    assert bench.stderr.endswith("pip install 'gpubp[bench]'\n")
 
     # An editable install into the same environment takes the wheel's place.
     run(clean_python, "-m", "pip", "uninstall", "--quiet", "--yes", "gpubp", cwd=tmp_path)
@@ -78,9 +91,21 @@ def test_the_wheel_works_in_a_clean_environment(wheel, clean_python, expected, t
     package, seen = sources_seen_by(clean_python, tmp_path)
     assert package == ROOT / "gpubp" / "__init__.py"
     assert seen == expected
+    assert run(clean_python, "-c", FIND_BENCHMARKS, cwd=tmp_path).strip() == str(ROOT / "benchmarks" / "race.py")
 
 
 def test_a_bare_checkout_works(expected, tmp_path):
     package, seen = sources_seen_by(sys.executable, tmp_path, PYTHONPATH=str(ROOT))
     assert package == ROOT / "gpubp" / "__init__.py"
     assert seen == expected
+
+
+def test_what_cupy_does_in_an_outdated_way_is_its_own_affair():
+    for category in (DeprecationWarning, FutureWarning):
+        for module in ("cupy", "cupy._core._routines", "cupyx.scipy.special", "cupy_backends.cuda"):
+            warnings.warn_explicit("outdated", category, "file.py", 1, module)
+        for module in ("gpubp.backend", "cupyish", "fake_cupy", "numpy"):
+            with pytest.raises(category, match="outdated"):
+                warnings.warn_explicit("outdated", category, "file.py", 1, module)
+    with pytest.raises(UserWarning, match="slow"):
+        warnings.warn_explicit("slow", UserWarning, "file.py", 1, "cupy")

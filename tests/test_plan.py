@@ -11,6 +11,7 @@ from cases import lead
 
 import gpubp
 from gpubp.errors import ShapeError
+from gpubp.losses.base import Loss
 from gpubp.plan import StepPlan
 
 NETS = {
@@ -87,7 +88,7 @@ def test_a_deep_net_needs_much_less_than_all_its_arrays_together():
     assert f"workspace: {plan.workspace_bytes:,} bytes" in str(plan)
 
 
-@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "squared_error", "binary_cross_entropy"])
+@pytest.mark.parametrize("loss", sorted(Loss.by_name))
 @pytest.mark.parametrize("optimizer", [gpubp.SGD(0.1, momentum=0.9), gpubp.Adam()])
 @pytest.mark.parametrize("members", [None, 2])
 @pytest.mark.parametrize("weighted", [False, True])
@@ -97,7 +98,8 @@ def test_a_step_allocates_nothing_that_grows_with_the_batch(loss, optimizer, wei
     net = gpubp.mlp([8, 16, 10], loss=loss, members=members, l2=1e-4, device="cpu")
     rng = np.random.default_rng(0)
     X = net.inputs(rng.normal(size=(*lead(members), N, 8)))
-    T = net.targets(rng.integers(0, 10, N) if loss.startswith("softmax") else rng.random((N, 10)), X)
+    given = rng.integers(0, 10, N) if loss.startswith("softmax") else rng.random((N, 10 // net.loss.heads))
+    T = net.targets(given, X)
     w = net.sample_weights(rng.uniform(0.5, 1, N), X) if weighted else None
     plan = StepPlan(net, N, stacked=members is not None)
     for _ in range(2):
@@ -129,3 +131,47 @@ def test_gradients_can_be_changed_before_the_update():
     plan = StepPlan(net, 4)
     plan.step(X, T, None, gpubp.SGD(0.1), reduce_gradients=lambda dL_dtheta: dL_dtheta.fill(0))
     np.testing.assert_array_equal(net.theta, kept)
+
+
+@pytest.mark.parametrize("micro", [3, 4])
+@pytest.mark.parametrize("members", [None, 2])
+def test_recorded_micro_batches_take_the_examples_of_their_own_step(members, micro):
+    rng = np.random.default_rng(0)
+    lead = () if members is None else (members,)
+    X, T = rng.normal(size=(*lead, 50, 6)), rng.normal(size=(*lead, 50, 3))
+    nets = [gpubp.mlp([6, 9, 3], loss="squared_error", members=members, dtype="float64", rng=1) for _ in range(2)]
+    for net, size in zip(nets, (None, micro), strict=True):
+        gpubp.fit(net, X, T, optimizer=gpubp.SGD(0.05), epochs=3, batch_size=8, progress=False, micro_batch_size=size)
+    np.testing.assert_allclose(nets[1].theta, nets[0].theta, atol=1e-13)
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_smaller_minibatches_lie_in_the_memory_of_the_largest(members):
+    net = gpubp.mlp([6, 8, 3], members=members, device="cpu")
+    X, T, w = data(net, 20, members)
+    plan = StepPlan(net, 8, stacked=members is not None)
+    for N in (5, 8, 3):
+        batch = plan.minibatch((X, T, w), np.arange(N)[::-1].copy())
+        for array, whole, axis in zip(batch, (X, T, w), (-2, -2, -1), strict=True):
+            np.testing.assert_array_equal(array, whole.take(np.arange(N)[::-1], axis=axis))
+        if N == 5:
+            addresses = [array.ctypes.data for array in batch]
+        assert [array.ctypes.data for array in batch] == addresses
+    larger = plan.minibatch((X, T, None), np.arange(20))  # as who looks at what went wrong asks for
+    np.testing.assert_array_equal(larger[0], X)
+
+
+def test_the_bytes_that_a_plan_holds_are_those_of_its_arrays(cpu_kernels):
+    rng = np.random.default_rng(0)
+    X, T, w = rng.normal(size=(50, 4)).astype("f4"), rng.integers(3, size=50), np.ones(50, "f4")
+    net = gpubp.mlp([4, 5, 3], rng=0)
+    for micro_batch_size, gradient in ((None, 0), (4, net.theta.nbytes)):
+        plan = gpubp.StepPlan(net, 8, micro_batch_size=micro_batch_size)
+        before = plan.workspace_bytes + 4 + gradient
+        assert plan.bytes_held == before
+        plan.steps(X, T, w, rng.integers(50, size=(2, 8)), gpubp.SGD(0.1))
+        minibatch = (micro_batch_size or 8) * (4 * 4 + 8 + 4)
+        index_and_losses = 256 * (8 * 8 + 4)
+        assert plan.bytes_held == before + minibatch + index_and_losses
+        plan.forget_recordings()
+        assert plan.bytes_held == before

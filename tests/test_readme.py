@@ -33,7 +33,7 @@ def test_the_quickstart_is_two_commands_of_one_line_each():
     assert "\n" not in train + test
     assert train.endswith("gpubp train digits")
     assert "[test]" in test
-    assert test.endswith("pytest")
+    assert test.endswith("pytest -n auto")
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -26,7 +26,11 @@ def quiet(net, *data, **settings):
 def test_an_epoch_visits_every_example_exactly_once(batch_size, order):
     X, T = np.arange(60.0)[:, None], np.arange(60)
     batches = Minibatches(X, T, np.arange(60.0), batch_size, order, gpubp.Device("cpu"))
-    seen = [(X[:, 0].tolist(), T.tolist(), w.tolist()) for X, T, w in batches.epoch(0)]
+    seen = [
+        (part.X[rows, 0].tolist(), part.T[rows].tolist(), part.sample_weight[rows].tolist())
+        for part in batches.parts(0)
+        for rows in part.index
+    ]
     assert all(a == b == c for a, b, c in seen)
     assert sorted(n for a, *_ in seen for n in a) == list(range(60))
     assert len(seen) == len(batches)
@@ -46,10 +50,17 @@ def test_members_may_have_examples_of_their_own(stacked):
     X, T = np.arange(24.0).reshape(2, 6, 2), np.arange(12).reshape(2, 6)
     batches = Minibatches(X, T if stacked else T[0], None, 4, shuffled(0), gpubp.Device("cpu"))
     order = shuffled(0)(5, 6)
-    (X0, T0, w0), (X1, T1, _) = [(X.copy(), T.copy(), w) for X, T, w in batches.epoch(5)]
-    np.testing.assert_array_equal(np.concatenate([X0, X1], axis=1), X[:, order])
-    np.testing.assert_array_equal(np.concatenate([T0, T1], axis=-1), (T if stacked else T[0])[..., order])
-    assert w0 is None
+    full, last = batches.parts(5)
+    assert [full.index.shape, last.index.shape] == [(1, 4), (1, 2)]
+    np.testing.assert_array_equal(np.concatenate([full.index[0], last.index[0]]), order)
+    assert full.X is X
+    assert full.sample_weight is None
+    plan = gpubp.StepPlan(gpubp.mlp([2, 3, 12], members=2, device="cpu"), 4, stacked=True)
+    for part in (full, last):
+        X_b, T_b, w_b = plan.minibatch(part[:3], part.index[0])
+        np.testing.assert_array_equal(X_b, X[:, part.index[0]])
+        np.testing.assert_array_equal(T_b, (T if stacked else T[0])[..., part.index[0]])
+        assert w_b is None
 
 
 @pytest.mark.parametrize(

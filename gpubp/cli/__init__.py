@@ -1,4 +1,4 @@
-"""The command line: ``gpubp train | predict | check | info``, also as ``python -m gpubp``.
+"""The command line: ``gpubp train | predict | export | check | bench | info``, also as ``python -m gpubp``.
 
 This package is thin: a command checks its options before anything else, calls the library, and prints. Modules that
 take time to import are imported inside the commands.
@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 import gpubp
-from gpubp.cli import check, info, predict, train
+from gpubp.cli import bench, check, export, info, predict, train
 from gpubp.errors import GpubpError, SettingError
 
 _UsageError: type[Any] = typer.BadParameter.__mro__[2]  # ClickException: Typer brings its own or Click's
@@ -81,7 +81,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (train.train, predict.predict, check.check, info.info):
+for _command in (train.train, predict.predict, export.export, check.check, bench.bench, info.info):
     app.command()(_command)
 
 

@@ -9,16 +9,14 @@ import typer
 
 import gpubp
 from gpubp.cli import options
-from gpubp.data.encoding import TableEncoder
 
 _ROWS = 6
 
 
 def check(
-    data: Annotated[
-        str | None, typer.Argument(metavar="[DATA]", help="CSV file or bundled data set; random rows without it.")
-    ] = None,
+    data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="As for train; random rows without it.")] = None,
     target: options.Target = None,
+    targets: options.Targets = None,
     task: options.Task = "auto",
     layers: options.Layers = "16,8",
     activation: options.Activation = "tanh",
@@ -36,11 +34,11 @@ def check(
         X, T = rng.normal(size=(_ROWS, 5)), np.arange(_ROWS) % 3
         n_out, loss, scaled_by = 3, "softmax_cross_entropy", X
     else:
-        table = options.read_data(data)
-        encoder = TableEncoder.fit(table, options.target_of(data, table, target), task)
-        scaled_by, T = encoder.inputs(table), encoder.targets(table)
+        read = options.read_data(data, targets)
+        encoder = options.fit_encoder(data, read, target, task)
+        scaled_by, T = encoder.inputs(read), encoder.targets(read)
         T = encoder.with_target_scale(T).standardize_targets(T)
-        rows = rng.permutation(len(table))[:_ROWS]
+        rows = rng.permutation(len(read))[:_ROWS]
         X, T = scaled_by[rows], T[rows]
         n_out, loss = encoder.n_out, encoder.loss
     widths = [X.shape[1], *hidden, n_out]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 import gpubp
+from gpubp import cpu, cublas
 
 
 def info() -> None:
@@ -25,11 +27,17 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "BLAS", _blas()
     yield "CPU cores", f"{os.cpu_count()}{_usable_cores()}"
     yield "memory", _memory()
+    reason = cpu.why_no_kernels()
+    yield "CPU kernels", f"NumPy alone ({reason})" if reason else f"Numba {_numba()}, up to {cpu.threads()} threads"
     reason = gpubp.why_no_cuda()
     if reason is None:
         yield from _cuda_facts()
     yield "device 'auto'", str(gpubp.resolve_device("auto"))
     yield "GPU", "used" if reason is None else f"not used: {reason}"
+
+
+def _numba() -> str:
+    return importlib.metadata.version("numba")
 
 
 def _usable_cores() -> str:
@@ -49,10 +57,7 @@ def _memory() -> str:
 def _blas() -> str:
     found = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     name = f"{found.get('name', 'unknown')} {found.get('version', '')}".strip()
-    try:
-        pools = importlib.import_module("threadpoolctl").threadpool_info()
-    except ImportError:  # comes with scikit-learn; the number of threads is a courtesy
-        return name
+    pools = importlib.import_module("threadpoolctl").threadpool_info()
     threads = [str(pool["num_threads"]) for pool in pools if pool["user_api"] == "blas"]
     return f"{name}, {threads[0]} threads" if threads else name
 
@@ -61,6 +66,8 @@ def _cuda_facts() -> Iterator[tuple[str, str]]:
     cupy = importlib.import_module("cupy")
     runtime = cupy.cuda.runtime
     yield "CuPy", f"{cupy.__version__}, CUDA runtime {runtime.runtimeGetVersion()}, driver {runtime.driverGetVersion()}"
+    reason = cublas.why_no_handle()
+    yield "cuBLAS", cublas.version() if reason is None else f"through CuPy, never in a CUDA graph ({reason})"
     for index in range(runtime.getDeviceCount()):
         name = runtime.getDeviceProperties(index)["name"].decode()
         with cupy.cuda.Device(index):

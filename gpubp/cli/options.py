@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy.typing as npt
 import typer
 
 import gpubp
+from gpubp.data.arrays import ArrayData, Part
 from gpubp.data.bundled import TARGETS, load_bundled
-from gpubp.data.tables import Table, listed, read_csv
+from gpubp.data.encoding import ArrayEncoder, Encoder, TableEncoder
+from gpubp.data.reading import read_file
+from gpubp.data.tables import Table, listed
 from gpubp.errors import DataError, SettingError
+
+DATA = (
+    "CSV (with a header) or Parquet file; .npz, .npy or IDX file (.gz too) of arrays; or a bundled data set: "
+    f"{', '.join(TARGETS)}."
+)
+OPTIMIZERS = f"One of {', '.join(sorted(gpubp.Optimizer.by_name))}."
+
+Data = Table | ArrayData
 
 Target = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="Column to learn; bundled data sets know their own.")
+]
+Targets = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="For a .npy or IDX file: another one with the targets.")
 ]
 Task = Annotated[
     str,
@@ -28,6 +45,9 @@ Task = Annotated[
 Layers = Annotated[str, typer.Option(metavar="N,N,...", help="Widths of the hidden layers.")]
 Activation = Annotated[str, typer.Option(metavar="NAME", help="Activation after each hidden layer.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:1.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="CPU threads to use; all usable cores where not given.")
+]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Of everything random: split, weights, minibatches.")]
 
 
@@ -86,17 +106,61 @@ def require_writable(option: str, path: Path, *inputs: str | Path) -> None:
             raise SettingError(f"{option}: {path} would overwrite an input; name another file")
 
 
-def read_data(data: str) -> Table:
-    """The bundled data set of this name, or else the CSV file.
+def read_data(data: str, targets: Path | None = None, part: Part = "train") -> Data:
+    """The bundled data set of this name, or else the file, with its targets from another if there is one.
 
     Raises:
-        DataError: There is neither, or the file can't be read as a table.
+        DataError: There is neither, or a file can't be read.
     """
     if data in TARGETS:
+        if targets is not None:
+            raise DataError(f"--targets {targets}: the bundled data set {data!r} has its own")
         return load_bundled(data)
     if not Path(data).exists():
         raise DataError(f"there is no file {data!r}, and no bundled data set of that name ({', '.join(TARGETS)})")
-    return read_csv(data)
+    return read_file(data, targets, part)
+
+
+def fit_encoder(
+    name: str, data: Data, target: str | None, task: str, missing: str = "error", embed: Sequence[str] = ()
+) -> Encoder:
+    """How the data becomes inputs and targets; see `TableEncoder.fit` and `ArrayEncoder.fit`.
+
+    Raises:
+        SettingError: A table came without the column to learn, or arrays with one.
+        DataError: See there.
+    """
+    if isinstance(data, Table):
+        return TableEncoder.fit(data, target_of(name, data, target), task, missing=missing, embed=embed)
+    if target is not None:
+        raise SettingError(f"--target {target}: {data.source} holds arrays, which have no names; use --targets FILE")
+    if missing != "error":
+        raise SettingError(f"--missing {missing} is for tables, and {data.source} holds arrays: fill them in before")
+    if embed:
+        raise SettingError(f"--embed {embed[0]} is for columns of a table, and {data.source} holds arrays")
+    return ArrayEncoder.fit(data, task)
+
+
+def predictions(net: gpubp.Network, X: Any) -> npt.NDArray[Any]:
+    """The network's predictions (N, n_out) on the host; X (N, n_in) may be larger than memory."""
+    predicted: npt.NDArray[Any] = gpubp.to_host(net.predict(X))
+    return predicted
+
+
+def note_unseen(encoder: Encoder, data: Data) -> None:
+    """Say on standard error which categories are unknown, and what that means."""
+    if not isinstance(encoder, TableEncoder) or not isinstance(data, Table):
+        return
+    found = [
+        f"{name}: {listed(f'{text!r} ({count})' for text, count in counts.items())}"
+        for name, counts in encoder.unseen(data).items()
+    ]
+    if found:
+        print(
+            f"note: {data.source} has texts that were not in the training data, with how many rows of each; all inputs "
+            f"of their column are 0 there: {'; '.join(found)}",
+            file=sys.stderr,
+        )
 
 
 def target_of(data: str, table: Table, target: str | None) -> str:

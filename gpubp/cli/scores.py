@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpubp.data.encoding import TableEncoder
+from gpubp.data.encoding import Encoder
+from gpubp.data.tables import listed
 
 Values = npt.NDArray[Any]
 
@@ -16,7 +17,7 @@ _LONGEST_NAME = 24
 _WORST_SHOWN = 10
 
 
-def scores(encoder: TableEncoder, Y: Values, T: Values) -> dict[str, float]:
+def scores(encoder: Encoder, Y: Values, T: Values) -> dict[str, float]:
     """Name to score: accuracy, or R2 and RMSE in the target's units.
 
     Args:
@@ -73,6 +74,23 @@ def print_confusion(counts: npt.NDArray[np.int64], classes: tuple[str, ...]) -> 
     print("held-out rows by true class (down) and predicted class (across):")
     Console(highlight=False, width=max(console.width, width)).print(table)
     return None
+
+
+def imbalance(T: Values, classes: tuple[str, ...]) -> str | None:
+    """How many rows each class has, where the rarest has less than a tenth of the commonest.
+
+    Args:
+        T: Class indices (N,).
+        classes: Their names.
+    """
+    counts = np.bincount(T, minlength=len(classes))  # (C,)
+    if 10 * counts.min() >= counts.max():
+        return None
+    order = np.argsort(-counts, kind="stable")
+    return (
+        f"classes are unbalanced: {listed((f'{_shortened(classes[c])} {counts[c]}' for c in order), 20)}; "
+        f"always {_shortened(classes[order[0]])} would be right in {counts.max() / counts.sum():.1%}"
+    )
 
 
 def _cell(count: int, right: bool) -> Any:

@@ -1,1 +1,1 @@
-"""Data: tables read from CSV files, the bundled data sets, their encoding as arrays, and minibatches."""
+"""Data: files of tables and arrays, the bundled data sets, their encoding as arrays, and minibatches."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gpubp.errors import DataError, SettingError
+from gpubp.errors import DataError
+from gpubp.settings import require_in
 
 Rows = npt.NDArray[np.int64]
 
@@ -30,14 +31,14 @@ class Split:
 
 
 def split_rows(
-    T: npt.NDArray[np.generic], held_out: float, validation: float, rng: np.random.Generator, *, by_class: bool
+    T: npt.NDArray[np.generic], held_out: float, validation: float | None, rng: np.random.Generator, *, by_class: bool
 ) -> Split:
     """Split rows at random: first `held_out` of all, then `validation` of the rest.
 
     Args:
         T: Targets (N,).
         held_out: The share of all rows to hold out, between 0 and 1.
-        validation: The share of the rest to validate with, between 0 and 1.
+        validation: The share of the rest to validate with, between 0 and 1; None for none, where other rows serve.
         rng: Where the order of the rows is drawn from.
         by_class: Whether T holds class indices. Then each class is split in these shares: of two examples one is
             held out, and a single example is trained on.
@@ -47,13 +48,13 @@ def split_rows(
         DataError: There are too few rows, or too few of each class.
     """
     for name, share in (("held_out", held_out), ("validation", validation)):
-        if not 0 < share < 1:
-            raise SettingError(f"{name}={share}: a share of the rows is needed, above 0 and below 1")
+        if share is not None:
+            require_in(None, name, share, "(0, 1)")
     if len(T) < FEWEST_ROWS:
         raise DataError(f"{len(T)} rows are too few to train on some and hold out others: {FEWEST_ROWS} are needed")
     rest, held_rows = _cut(np.arange(len(T)), T, held_out, rng, by_class)
-    train, validation_rows = _cut(rest, T, validation, rng, by_class)
-    if not (train.size and validation_rows.size and held_rows.size):
+    train, validation_rows = (rest, rest[:0]) if validation is None else _cut(rest, T, validation, rng, by_class)
+    if not (train.size and (validation is None or validation_rows.size) and held_rows.size):
         what = "examples of each class" if by_class else "rows"
         raise DataError(f"too few {what} to train, to validate and to hold out {held_out:g} of them ({len(T)} rows)")
     return Split(train, validation_rows, held_rows)

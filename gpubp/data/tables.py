@@ -1,4 +1,4 @@
-"""Tables of text cells, read from CSV files, with errors that name the line and the column."""
+"""Tables of text cells and numbers, read from CSV files, with errors that name the line and the column."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import csv
 import difflib
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,64 +26,116 @@ _SNIFFED_ROWS = 20
 
 
 @dataclass(frozen=True)
+class Unusable:
+    """A column that nothing can be learned from; an error only where it is asked for.
+
+    Attributes:
+        why: What it holds, and the way out.
+    """
+
+    why: str
+
+
+Numbers = npt.NDArray[Any]
+Cells = list[str] | Numbers
+"""The cells of a column: text, the empty one for a missing value; or numbers (N,), NaN for a missing one."""
+
+
+@dataclass(frozen=True)
 class Table:
-    """Columns of text cells.
+    """Columns of text cells or numbers.
 
     Attributes:
         source: What errors call the table, such as the file's name.
         columns: Name to cells, one a row, in the file's order.
-        lines: The line of the file on which each row starts; the header is line 1.
+        lines: Where each row stands in the file, counted in `unit`; a CSV file's header is line 1.
+        unit: ``"line"``, or ``"row"`` where a file has no lines.
     """
 
     source: str
-    columns: dict[str, list[str]]
+    columns: Mapping[str, Cells | Unusable]
     lines: Sequence[int]
+    unit: str = "line"
 
     def __len__(self) -> int:
         return len(self.lines)
 
-    def cells(self, name: str) -> list[str]:
+    def cells(self, name: str) -> Cells:
         """The cells of a column.
 
         Raises:
-            DataError: There is no such column; the message lists those that there are.
+            DataError: There is no such column; the message lists those that there are. Or it is an unusable one.
         """
         if name not in self.columns:
             lowered = {column.lower(): column for column in self.columns}
             close = difflib.get_close_matches(name.lower(), lowered, n=1)
             guess = f" Did you mean {lowered[close[0]]!r}?" if close else ""
             raise DataError(f"{self.source} has no column {name!r}.{guess} Its columns: {listed(self.columns)}")
-        return self.columns[name]
+        cells = self.columns[name]
+        if isinstance(cells, Unusable):
+            raise DataError(f"{self.source}: column {name!r} {cells.why}")
+        return cells
 
     def at(self, row: int, name: str) -> str:
         """Where a cell stands, for errors; `row` counts from 0."""
-        return f"{self.source}, line {self.lines[row]}, column {name!r}"
+        return f"{self.source}, {self.unit} {self.lines[row]}, column {name!r}"
 
-    def numbers(self, name: str) -> npt.NDArray[np.float64]:
+    def missing(self, name: str) -> npt.NDArray[np.bool_]:
+        """Where (N,) a column of numbers has none, but a mark of a missing value."""
+        cells = self.cells(name)
+        if isinstance(cells, np.ndarray):
+            return np.isnan(cells)
+        return np.fromiter((cell.lower() in MISSING for cell in cells), bool, len(cells))
+
+    def numbers(self, name: str, fill: float | None = None) -> npt.NDArray[np.float64]:
         """The cells of a column as numbers, shape (N,), of size 1e38 at most so that float32 holds them.
+
+        Args:
+            name: The column.
+            fill: What stands in for a missing cell; None for an error.
 
         Raises:
             DataError: A cell is missing, is no number, or is infinite or too large; the message names the first.
         """
-        values = np.empty(len(self))
-        for row, cell in enumerate(self.cells(name)):
-            value = as_number(cell)
-            if value is None or not abs(value) <= LARGEST:  # true of nan, too
-                raise DataError(f"{self.at(row, name)}: {_why_no_number(cell, value)}")
-            values[row] = value
+        cells = self.cells(name)
+        if isinstance(cells, np.ndarray):
+            values = cells.astype(np.float64)
+        else:
+            values = np.empty(len(self))
+            for row, cell in enumerate(cells):
+                value = as_number(cell)
+                if value is None and fill is not None and cell.lower() in MISSING:
+                    value = math.nan
+                if value is None:
+                    raise DataError(f"{self.at(row, name)}: {why_no_number(cell, value)}")
+                values[row] = value
+        if fill is not None:
+            values[np.isnan(values)] = fill
+        wrong = ~(np.abs(values) <= LARGEST)  # true of nan, too
+        if wrong.any():
+            row = int(wrong.argmax())
+            text = "" if isinstance(cells, np.ndarray) and np.isnan(cells[row]) else str(cells[row])
+            raise DataError(f"{self.at(row, name)}: {why_no_number(text, float(values[row]))}")
         return values
 
-    def texts(self, name: str) -> list[str]:
-        """The cells of a column as text.
+    def texts(self, name: str, *, missing: bool = False) -> list[str]:
+        """The cells of a column as text; numbers are spelled in one way, `spelled`.
+
+        Args:
+            name: The column.
+            missing: Whether a missing cell is the text ``""``, rather than an error.
 
         Raises:
             DataError: A cell is empty or ``nan``; the message names the first.
         """
         cells = self.cells(name)
-        for row, cell in enumerate(cells):
+        texts = [spelled(cell) for cell in cells.tolist()] if isinstance(cells, np.ndarray) else cells
+        if missing:
+            return ["" if cell.lower() == "nan" else cell for cell in texts]
+        for row, cell in enumerate(texts):
             if cell.lower() in ("", "nan"):
-                raise DataError(f"{self.at(row, name)}: {_why_no_number(cell, None)}")
-        return cells
+                raise DataError(f"{self.at(row, name)}: {why_no_number(cell, None)}")
+        return texts
 
     def is_numeric(self, name: str) -> bool:
         """Whether at least 90 % of a column's cells, missing ones aside, are numbers; some cells may still be wrong.
@@ -90,7 +143,11 @@ class Table:
         Raises:
             DataError: All cells are missing, or most are numbers written with a decimal comma.
         """
-        present = [cell for cell in self.cells(name) if cell.lower() not in MISSING]
+        cells = self.cells(name)
+        if isinstance(cells, np.ndarray):
+            present: list[str] = [] if self.missing(name).all() else ["0"]
+        else:
+            present = [cell for cell in cells if cell.lower() not in MISSING]
         if not present:
             raise DataError(f"{self.source}: column {name!r} holds no values. Fill it in, or remove the column")
         if 10 * _count_numbers(present) >= 9 * len(present):
@@ -98,7 +155,7 @@ class Table:
         if 10 * _count_numbers(cell.replace(",", ".", 1) for cell in present) >= 9 * len(present):
             wrong = next(cell for cell in present if "," in cell)
             raise DataError(
-                f"{self.at(self.cells(name).index(wrong), name)}: {wrong!r} has a comma; "
+                f"{self.at(list(cells).index(wrong), name)}: {wrong!r} has a comma; "
                 "write numbers with a decimal point and nothing between the thousands"
             )
         return False
@@ -119,11 +176,17 @@ def as_number(cell: str) -> float | None:
         return None
 
 
+def spelled(value: float) -> str:
+    """A number as text, the same for 1, 1.0 and 1e0."""
+    return str(int(value)) if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15) else repr(value)
+
+
 def _count_numbers(cells: Iterable[str]) -> int:
     return sum(as_number(cell) is not None for cell in cells)
 
 
-def _why_no_number(cell: str, value: float | None) -> str:
+def why_no_number(cell: str, value: float | None = None) -> str:
+    """Why a cell is no number to compute with, and the way out; `value` is what `as_number` says."""
     if cell == "":
         return "the cell is empty. Fill it in, or remove the row"
     if cell.lower() in MISSING:
@@ -151,7 +214,7 @@ def read_csv(path: str | Path) -> Table:
     if not records:
         raise DataError(f"{path.name} is empty: a header line and rows are needed")
     (_, names), *rows = records
-    _check_names(path.name, names)
+    check_names(path.name, names)
     if not rows:
         raise DataError(f"{path.name} has a header but no rows")
     for line, row in rows:
@@ -218,7 +281,12 @@ def _delimiter(text: str) -> str:
     return max(DELIMITERS, key=quality)
 
 
-def _check_names(source: str, names: list[str]) -> None:
+def check_names(source: str, names: list[str]) -> None:
+    """Check that every column has a name of its own.
+
+    Raises:
+        DataError: One has not.
+    """
     for position, name in enumerate(names, start=1):
         if not name:
             raise DataError(

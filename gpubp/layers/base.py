@@ -8,7 +8,7 @@ nothing that was handed out is ever overwritten; the planned step passes preallo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -16,10 +16,14 @@ import numpy as np
 
 from gpubp.backend import Array, Device, array_module, resolve_device
 from gpubp.buffers import Buffer, FreshBuffers, Shape
+from gpubp.cost import Cost
 from gpubp.errors import NotReadyError, SettingError, ShapeError
 from gpubp.ops import activation as activation_op
+from gpubp.ops import rows
+from gpubp.ops.random import Draws
 from gpubp.parameters import FlatParameters, Parameter
 from gpubp.rules import Rule
+from gpubp.twins import OnnxGraph, TorchTwin
 
 
 class Layer:
@@ -32,11 +36,26 @@ class Layer:
         parameters: Name to array, bound by `gpubp.parameters.FlatParameters`; empty before that.
         gradients: Name to array, of the same shapes; backward writes them.
         constants: Arrays that forward reads, that are saved with the network, but that are not trained.
+        is_random: Whether forward draws from `rng` in training.
+        keeps_statistics: Whether forward changes its constants in training, in place.
+        index_columns: Columns of X that must hold whole numbers, which no layer before may change.
+        kept_columns: Columns that it hands on as they are.
+        number: Tells the random layers of a network apart; a `Network` sets it.
+        inner: The layers that this one is made of, if it is: one after the other, the first of which takes X; the
+            constructor takes them as ``layers``.
+        torch_twin: The PyTorch module that computes the same; or why there is none.
     """
 
     rules: ClassVar[tuple[Rule, ...]] = ()
     saves: tuple[str, ...] = ()
     input_width: int | None = None
+    is_random: bool = False
+    keeps_statistics: bool = False
+    index_columns: tuple[int, ...] = ()
+    kept_columns: tuple[int, ...] = ()
+    number: int = 0
+    inner: Sequence[Layer] = ()
+    torch_twin: ClassVar[TorchTwin | str] = "PyTorch has no module for it"
     by_name: ClassVar[dict[str, type[Layer]]] = {}
 
     def __init_subclass__(cls, *, register: bool = True) -> None:
@@ -55,6 +74,18 @@ class Layer:
         """Tiny configurations for the tests, each with the input width to try it with."""
         raise NotImplementedError
 
+    def example_inputs(self, rng: np.random.Generator, shape: Shape) -> Array:
+        """An X of this shape (..., N, n_in) to try the layer with, in float64; for the tests.
+
+        By default normal numbers, none closer to zero than 1e-3, so that no kink is within reach of a difference.
+        """
+        X = rng.normal(size=shape)
+        return np.sign(X) * np.maximum(np.abs(X), 1e-3)
+
+    def rule_names(self, X: Array, dL_dY: Array) -> dict[str, Array]:
+        """What its rules name and forward does not save; to verify them."""
+        return {}
+
     def declare(self) -> dict[str, Parameter]:
         """The parameters of this layer, by name."""
         return {}
@@ -62,6 +93,20 @@ class Layer:
     def constant_shapes(self) -> dict[str, Shape]:
         """The shapes of `constants` in a single network; a model file is held against them."""
         return {}
+
+    def initial_constants(self) -> dict[str, Array]:
+        """The constants that are there before any data, for a single network; a stack has some for each member."""
+        return {}
+
+    def bind(self, kind: str, name: str, view: Array) -> None:
+        """Take a view of a flat buffer: of `kind` ``"parameters"`` or ``"gradients"``, by the name in `declare`."""
+        getattr(self, kind)[name] = view
+
+    def fuse(self, fused: Callable[[Sequence[Layer]], list[Layer]]) -> None:
+        """Let layers that this one is made of run as `fused` has them."""
+
+    def require_valid(self, X: Array) -> None:
+        """Raise a DataError where X (..., N, n_in) can't be an input, whatever its numbers are in floating point."""
 
     def output_width(self, n_in: int) -> int:
         """The width of Y for an X of width `n_in`.
@@ -86,7 +131,7 @@ class Layer:
         out: Mapping[str, Array] | None = None,
         *,
         training: bool = False,
-        rng: np.random.Generator | None = None,
+        rng: Draws | np.random.Generator | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """Compute the output.
 
@@ -94,7 +139,7 @@ class Layer:
             X: (..., N, n_in), on the layer's device and of its dtype; left unchanged.
             out: Arrays to write, as `buffers` names them; None for fresh ones.
             training: Whether this is a training step; only layers that behave differently then look at it.
-            rng: Where a layer that is random in training draws from.
+            rng: Where a layer that is random in training draws from: a network's draws, or a NumPy generator.
 
         Returns:
             Y of shape (..., N, n_out), and what backward needs, by name.
@@ -119,6 +164,32 @@ class Layer:
         """
         raise NotImplementedError
 
+    def costs(self, shape: Shape, itemsize: int, *, input_gradient: bool = True) -> tuple[list[Cost], list[Cost]]:
+        """What forward and backward need for an X of this shape, each operation once.
+
+        This one is right for an elementwise layer of one operation; a layer with others says its own.
+
+        Args:
+            shape: (..., N, n_in).
+            itemsize: Bytes of an element.
+            input_gradient: Whether backward computes dL_dX.
+        """
+        forward = [rows.cost("forward", shape, itemsize, written=True)]
+        return forward, [rows.cost("backward", shape, itemsize, written=True)] if input_gradient else []
+
+    def onnx(self, graph: OnnxGraph, arrays: Mapping[str, Array], X: str) -> str:
+        """Write its inference into an ONNX graph, in operators that onnxruntime has in float32 and float64.
+
+        Args:
+            graph: What to add operators to.
+            arrays: Parameters and constants on the host, by name; those of a stack with its leading axis.
+            X: The name of the input, a value (..., N, n_in).
+
+        Returns:
+            The name of Y.
+        """
+        raise NotImplementedError
+
     # What is the same for all.
 
     def config(self) -> dict[str, Any]:
@@ -128,6 +199,11 @@ class Layer:
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.config().items())
         return f"{type(self).__name__}({arguments})"
+
+    @property
+    def differs_in_training(self) -> bool:
+        """Whether forward does something else in training."""
+        return self.is_random or self.keeps_statistics
 
     @property
     def members(self) -> Shape:
@@ -184,9 +260,17 @@ class Activation(Layer, register=False):
 
     derivative_of: str = "Y"
     functor: str | None = None
+    """A subclass with maths of its own has no functor but its own."""
     parameter: float = 0.0
+    flops: tuple[int, int] = (1, 1)
+    """Operations for each element in `evaluate` and in `derivative`; an exp or a tanh counts as one."""
     initializer: str = "glorot_uniform"
     """What suits the weights of the dense layers around it; `mlp` takes it."""
+
+    def __init_subclass__(cls, *, register: bool = True) -> None:
+        super().__init_subclass__(register=register)
+        if "functor" not in vars(cls) and {"evaluate", "derivative"} & set(vars(cls)):
+            cls.functor = None  # a kernel of the parent's would compute something else
 
     def evaluate(self, xp: ModuleType, X: Array, out: Array, scratch: Array) -> None:
         """Write f(X) into `out`, which may be X itself; `scratch` is neither and free to use."""
@@ -195,6 +279,13 @@ class Activation(Layer, register=False):
     def derivative(self, xp: ModuleType, saved: Array, out: Array) -> None:
         """Write f' into `out`, from Y or from X as `derivative_of` says."""
         raise NotImplementedError
+
+    def costs(self, shape: Shape, itemsize: int, *, input_gradient: bool = True) -> tuple[list[Cost], list[Cost]]:
+        """See `Layer.costs`."""
+        evaluate, derivative = self.flops
+        forward = [activation_op.forward_cost("forward activation", shape, itemsize, evaluate)]
+        backward = [activation_op.backward_cost("backward activation", shape, itemsize, derivative)]
+        return forward, backward if input_gradient else []
 
     @classmethod
     def examples(cls) -> list[tuple[Layer, int]]:
@@ -221,7 +312,7 @@ class Activation(Layer, register=False):
         out: Mapping[str, Array] | None = None,
         *,
         training: bool = False,
-        rng: np.random.Generator | None = None,
+        rng: Draws | np.random.Generator | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """``Y = f(X)``; see `Layer.forward`."""
         out = self._output(X, out)
@@ -242,6 +333,13 @@ class Activation(Layer, register=False):
         out = self._fresh(dL_dY) if out is None else out
         state = saved[self.derivative_of]
         return activation_op.activation_backward(self, dL_dY, state, out["dL_dX"], None, out)  # (..., N, n)
+
+
+def all_layers(layers: Sequence[Layer]) -> Iterator[Layer]:
+    """Each of the layers, followed by those that it is made of."""
+    for layer in layers:
+        yield layer
+        yield from all_layers(layer.inner)
 
 
 def layer_from_config(name: str, config: Mapping[str, Any]) -> Layer:

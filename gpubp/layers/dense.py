@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 
 from gpubp import initializers
-from gpubp.backend import Array, array_module
+from gpubp.backend import Array
 from gpubp.buffers import Buffer, Shape
-from gpubp.errors import SettingError, ShapeError
+from gpubp.cost import Cost
+from gpubp.errors import ShapeError
 from gpubp.initializers import Initializer
 from gpubp.layers.base import Layer
-from gpubp.ops import gemm
+from gpubp.ops import gemm, rows
+from gpubp.ops.random import Draws
 from gpubp.parameters import Parameter
 from gpubp.rules import Rule
+from gpubp.settings import require_count
+from gpubp.twins import OnnxGraph, TorchTwin
 
 
 class Dense(Layer):
@@ -31,6 +35,7 @@ class Dense(Layer):
         SettingError: A width is not a positive whole number, or the initializer is unknown.
     """
 
+    torch_twin = TorchTwin("Linear", {"n_in": "in_features", "n_out": "out_features"}, {"W": "weight", "b": "bias"})
     rules = (
         Rule(
             "dL_dW",
@@ -57,12 +62,11 @@ class Dense(Layer):
         self, n_in: int, n_out: int, initializer: str | dict[str, Any] | Initializer = "glorot_uniform"
     ) -> None:
         super().__init__()
-        for name, width in (("n_in", n_in), ("n_out", n_out)):
-            if isinstance(width, bool) or not isinstance(width, int | np.integer) or width < 1:
-                raise SettingError(f"Dense: {name}={width!r} is not a positive whole number")
-        self.n_in, self.n_out = int(n_in), int(n_out)
+        self.n_in, self.n_out = require_count(self, "n_in", n_in), require_count(self, "n_out", n_out)
         self.input_width = self.n_in
         self.initializer = initializers.initializer(initializer)
+        self.matmul_precision = "float32"
+        """Of its matrix products, see `gpubp.ops.gemm.matmul`; a `Network` sets it."""
 
     @classmethod
     def examples(cls) -> list[tuple[Layer, int]]:
@@ -90,12 +94,40 @@ class Dense(Layer):
         return self.n_out
 
     def buffers(self, shape: Shape, xp: ModuleType = np) -> dict[str, Buffer]:
-        """The output and the gradient by the input."""
-        return {"Y": Buffer(self.output_shape(shape)), "dL_dX": Buffer(shape)}
+        """The output, the gradient by the input, and scratch space."""
+        output = self.output_shape(shape)
+        return {
+            "Y": Buffer(output),
+            "dL_dX": Buffer(shape),
+            "partial_sums": Buffer(rows.partial_sums_shape(xp, output)),
+        }
 
     def output_shape(self, shape: Shape) -> Shape:
         """The shape of Y for an X of this shape; data that a stack shares gets the stack's axis here."""
         return (*(shape[:-2] or self.members), shape[-2], self.n_out)
+
+    def costs(self, shape: Shape, itemsize: int, *, input_gradient: bool = True) -> tuple[list[Cost], list[Cost]]:
+        """See `Layer.costs`."""
+        output = self.output_shape(shape)
+        products = self.matrix_costs(shape, itemsize, input_gradient)
+        bias = rows.cost("forward bias", output, itemsize, written=True)
+        column_sum = rows.cost("backward bias", output, itemsize, written=False)
+        return [products[0], bias], [column_sum, *products[1:]]
+
+    def matrix_costs(self, shape: Shape, itemsize: int, input_gradient: bool) -> list[Cost]:
+        """The products of forward and backward."""
+        output = self.output_shape(shape)
+        W = (*self.members, self.n_in, self.n_out)
+        X_transposed, W_transposed = (*shape[:-2], shape[-1], shape[-2]), (*self.members, self.n_out, self.n_in)
+        return [
+            gemm.cost("forward matmul", shape, W, itemsize),
+            gemm.cost("backward dL_dW matmul", X_transposed, output, itemsize),
+            *([gemm.cost("backward dL_dX matmul", output, W_transposed, itemsize)] if input_gradient else []),
+        ]
+
+    def onnx(self, graph: OnnxGraph, arrays: Mapping[str, Array], X: str) -> str:
+        """See `Layer.onnx`."""
+        return graph.add("Add", graph.add("MatMul", X, arrays["W"]), graph.per_row(arrays["b"]))
 
     def forward(
         self,
@@ -103,13 +135,14 @@ class Dense(Layer):
         out: Mapping[str, Array] | None = None,
         *,
         training: bool = False,
-        rng: np.random.Generator | None = None,
+        rng: Draws | np.random.Generator | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """``Y = X @ W + b[..., None, :]``; see `Layer.forward`."""
         out = self._output(X, out)
         W, b = self.parameters["W"], self.parameters["b"]
-        Y = gemm.matmul(X, W, out["Y"])  # (..., N, n_in) @ (..., n_in, n_out) -> (..., N, n_out)
-        array_module(Y).add(Y, b[..., None, :], out=Y)  # (..., N, n_out) + (..., 1, n_out)
+        # (..., N, n_in) @ (..., n_in, n_out) -> (..., N, n_out)
+        Y = gemm.matmul(X, W, out["Y"], precision=self.matmul_precision)
+        rows.add_bias(Y, b)  # (..., N, n_out) + (..., 1, n_out)
         return Y, {"X": X}
 
     def backward(
@@ -121,19 +154,20 @@ class Dense(Layer):
         input_gradient: bool = True,
     ) -> Array | None:
         """The three rules of this class; see `Layer.backward`."""
-        dL_dY.sum(axis=-2, out=self.gradients["b"])  # (..., N, n_out) -> (..., n_out)
+        out = self._fresh(saved["X"]) if out is None else out
+        rows.column_sum(dL_dY, self.gradients["b"], out["partial_sums"])  # (..., N, n_out) -> (..., n_out)
         return self.matrix_backward(dL_dY, saved["X"], out, input_gradient)
 
-    def matrix_backward(
-        self, dL_dY: Array, X: Array, out: Mapping[str, Array] | None, input_gradient: bool
-    ) -> Array | None:
+    def matrix_backward(self, dL_dY: Array, X: Array, out: Mapping[str, Array], input_gradient: bool) -> Array | None:
         """The two matrix products of backward: writes dL_dW, returns dL_dX."""
-        gemm.matmul(X.mT, dL_dY, self.gradients["W"])  # (..., n_in, N) @ (..., N, n_out) -> (..., n_in, n_out)
+        precision = self.matmul_precision
+        # (..., n_in, N) @ (..., N, n_out) -> (..., n_in, n_out)
+        gemm.matmul(X.mT, dL_dY, self.gradients["W"], precision=precision)
         if not input_gradient:
             return None
         W = self.parameters["W"]
-        out = self._fresh(X) if out is None else out
         if X.ndim == dL_dY.ndim:
-            return gemm.matmul(dL_dY, W.mT, out["dL_dX"])  # (..., N, n_out) @ (..., n_out, n_in) -> (..., N, n_in)
+            # (..., N, n_out) @ (..., n_out, n_in) -> (..., N, n_in)
+            return gemm.matmul(dL_dY, W.mT, out["dL_dX"], precision=precision)
         # All members of a stack read the one X: the adjoint of that broadcast is a sum over the members.
         return (dL_dY @ W.mT).sum(axis=0, out=out["dL_dX"])  # (E, N, n_out) @ (E, n_out, n_in) -> (N, n_in)

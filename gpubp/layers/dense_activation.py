@@ -13,10 +13,12 @@ import numpy as np
 
 from gpubp.backend import Array
 from gpubp.buffers import Buffer, Shape
+from gpubp.cost import Cost
 from gpubp.layers.base import Activation, Layer
 from gpubp.layers.dense import Dense
 from gpubp.ops import activation as activation_op
 from gpubp.ops import gemm
+from gpubp.ops.random import Draws
 from gpubp.parameters import Parameter
 from gpubp.rules import Rule
 
@@ -66,22 +68,29 @@ class DenseActivation(Layer, register=False):
             **{name: Buffer(scratch_shape) for name, scratch_shape in scratch.items()},
         }
 
+    def costs(self, shape: Shape, itemsize: int, *, input_gradient: bool = True) -> tuple[list[Cost], list[Cost]]:
+        """See `Layer.costs`."""
+        products = self.dense.matrix_costs(shape, itemsize, input_gradient)
+        forward, backward = self.activation.costs(self.dense.output_shape(shape), itemsize)
+        return [products[0], *forward], [*backward, *products[1:]]
+
     def forward(
         self,
         X: Array,
         out: Mapping[str, Array] | None = None,
         *,
         training: bool = False,
-        rng: np.random.Generator | None = None,
+        rng: Draws | np.random.Generator | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """``Y = f(X @ W + b)``; see `Layer.forward`."""
         out = self._output(X, out)
         W, b = self.parameters["W"], self.parameters["b"]
-        Y = out["Y"]
-        Z = out["Z"] if self._state == "Z" else Y  # where nobody needs Z, Y takes its place in memory
-        gemm.matmul(X, W, Z)  # (..., N, n_in) @ (..., n_in, n_out) -> (..., N, n_out)
+        Y, state = out["Y"], self._state
+        Z = out["Z"] if state == "Z" else Y  # where nobody needs Z, Y takes its place in memory
+        # (..., N, n_in) @ (..., n_in, n_out) -> (..., N, n_out)
+        gemm.matmul(X, W, Z, precision=self.dense.matmul_precision)
         activation_op.bias_activation(self.activation, Z, b, Y, out)  # (..., N, n_out)
-        return Y, {"X": X, self._state: Y if self._state == "Y" else Z}
+        return Y, {"X": X, state: Z}
 
     def backward(
         self,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import ModuleType
 
 from gpubp.backend import Array
-from gpubp.errors import SettingError
 from gpubp.layers.base import Activation, Layer
 from gpubp.rules import Rule
+from gpubp.settings import require_in
+from gpubp.twins import OnnxGraph, TorchTwin
 
 
 class LeakyReLU(Activation):
@@ -21,7 +23,9 @@ class LeakyReLU(Activation):
     """
 
     functor = "LeakyReLU"
+    flops = (2, 3)
     initializer = "he_normal"
+    torch_twin = TorchTwin("LeakyReLU", {"slope": "negative_slope"})
     rules = (
         Rule(
             "dL_dX",
@@ -33,14 +37,16 @@ class LeakyReLU(Activation):
 
     def __init__(self, slope: float = 0.01) -> None:
         super().__init__()
-        if not 0 <= slope <= 1:
-            raise SettingError(f"LeakyReLU: slope={slope} is outside 0 to 1")
-        self.slope = self.parameter = float(slope)
+        self.slope = self.parameter = require_in(self, "slope", slope, "[0, 1]")
 
     @classmethod
     def examples(cls) -> list[tuple[Layer, int]]:
         """Usual slopes, and the two ends of the range."""
         return [(cls(), 3), (cls(0.3), 3), (cls(0.0), 3), (cls(1.0), 3)]
+
+    def onnx(self, graph: OnnxGraph, arrays: Mapping[str, Array], X: str) -> str:
+        """See `Layer.onnx`."""
+        return graph.add("Max", X, graph.add("Mul", X, self.slope))
 
     def evaluate(self, xp: ModuleType, X: Array, out: Array, scratch: Array) -> None:
         """``out = max(X, slope * X)``, which is the definition as long as the slope is at most 1."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import ModuleType
 
 from gpubp.backend import Array
 from gpubp.layers.base import Activation
 from gpubp.ops import elementary
 from gpubp.rules import Rule
+from gpubp.twins import OnnxGraph, TorchTwin
 
 
 class Sigmoid(Activation):
     """``Y = 1 / (1 + exp(-X))``, elementwise."""
 
     functor = "Sigmoid"
+    flops = (4, 2)
+    torch_twin = TorchTwin("Sigmoid")
     rules = (
         Rule(
             "dL_dX",
@@ -22,6 +26,10 @@ class Sigmoid(Activation):
             "X[n,j] feeds Y[n,j] alone, and the slope of the sigmoid is Y (1 - Y): the output is all that is needed",
         ),
     )
+
+    def onnx(self, graph: OnnxGraph, arrays: Mapping[str, Array], X: str) -> str:
+        """See `Layer.onnx`."""
+        return graph.add("Sigmoid", X)
 
     def evaluate(self, xp: ModuleType, X: Array, out: Array, scratch: Array) -> None:
         """``out = 1 / (1 + exp(-X))``."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import ModuleType
 
 from gpubp.backend import Array
 from gpubp.layers.base import Activation
 from gpubp.rules import Rule
+from gpubp.twins import OnnxGraph, TorchTwin
 
 
 class Tanh(Activation):
     """``Y = tanh(X)``, elementwise."""
 
     functor = "Tanh"
+    flops = (1, 2)
+    torch_twin = TorchTwin("Tanh")
     rules = (
         Rule(
             "dL_dX",
@@ -21,6 +25,10 @@ class Tanh(Activation):
             "X[n,j] feeds Y[n,j] alone, and the slope of tanh is 1 - Y^2: the output is all that is needed",
         ),
     )
+
+    def onnx(self, graph: OnnxGraph, arrays: Mapping[str, Array], X: str) -> str:
+        """See `Layer.onnx`."""
+        return graph.add("Tanh", X)
 
     def evaluate(self, xp: ModuleType, X: Array, out: Array, scratch: Array) -> None:
         """``out = tanh(X)``."""

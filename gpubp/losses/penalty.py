@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from gpubp.backend import Array
+import math
+
+import numpy as np
+
+from gpubp import compiled
+from gpubp.backend import Array, array_module
+from gpubp.cost import Cost
 from gpubp.ops import tiles
 from gpubp.rules import Rule
 
@@ -14,19 +20,26 @@ RULE = Rule(
 )
 
 
-def add_l2(W: Array, alpha: float, dL_dW: Array | None, scratch: Array | None = None) -> Array:
-    """``0.5 * alpha * sum(W^2)`` of each row, and its gradient added onto `dL_dW`.
+def add_l2(W: Array, alpha: float, dL_dW: Array | None, L: Array, scratch: Array | None = None) -> Array:
+    """``L += 0.5 * alpha * sum(W^2)`` of each row, and its gradient ``dL_dW += alpha * W``.
 
     Args:
         W: (..., P'), the decayed columns of the flat parameter buffer.
         alpha: The strength.
         dL_dW: (..., P'), to be added to; None computes the value alone.
-        scratch: What `tiles.scratch` gives for W; None for a fresh one.
+        L: (...), the loss so far, to be added to.
+        scratch: What `scratch_for` gives for W; None for a fresh one.
 
     Returns:
-        The penalty, of shape (...).
+        L.
+
+    Raises:
+        ShapeError: On a CUDA device: the arrays do not fit each other.
     """
-    xp, scratch = tiles.prepare(W, scratch)
+    xp = array_module(W, L, *(() if dL_dW is None else (dL_dW,)))
+    scratch = scratch_for(W) if scratch is None else scratch
+    if (kernels := compiled.kernels_of(xp)) and kernels.penalty.takes(W, dL_dW, L):
+        return kernels.penalty.add_l2(W, alpha, dL_dW, L, scratch)
     total = xp.zeros(W.shape[:-1], W.dtype)
     for tile, part in tiles.over(W, scratch):
         xp.multiply(W[tile], W[tile], out=part)
@@ -34,4 +47,18 @@ def add_l2(W: Array, alpha: float, dL_dW: Array | None, scratch: Array | None = 
         if dL_dW is not None:
             xp.multiply(W[tile], alpha, out=part)
             xp.add(dL_dW[tile], part, out=dL_dW[tile])
-    return 0.5 * alpha * total
+    return xp.add(L, 0.5 * alpha * total, out=L)
+
+
+def scratch_for(W: Array) -> Array:
+    """The scratch space that `add_l2` needs for W: a tile, or on a device one number for each sum of a part."""
+    xp = array_module(W)
+    if xp is np:
+        return tiles.prepare(W)[1]
+    return xp.empty(compiled.kernels_of(xp).penalty.partial_sums_shape(W.shape), W.dtype)
+
+
+def cost(name: str, shape: tuple[int, ...], itemsize: int) -> Cost:
+    """The cost of `add_l2` with the gradient for weights of this shape: squares summed up, products added."""
+    size = math.prod(shape)
+    return Cost(name, 4 * size, 3 * size * itemsize)

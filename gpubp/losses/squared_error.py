@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import ModuleType
-from typing import Any
-
-import numpy as np
-
 from gpubp.backend import Array, array_module
-from gpubp.buffers import Buffer, Shape
-from gpubp.errors import SettingError
-from gpubp.losses.base import Loss, Saved, per_row
+from gpubp.losses.base import Loss
+from gpubp.losses.elementwise import ElementwiseLoss
 from gpubp.rules import Rule
+from gpubp.settings import require_positive
 
 
-class SquaredError(Loss):
+class SquaredError(ElementwiseLoss):
     """``L = scale * sum_n w[n] * sum_o (Y[n,o] - T[n,o])^2``.
 
     Args:
         scale: 1 gives the gradient ``2 (Y - T) / N``; the default 0.5 gives ``(Y - T) / N``.
+        allow_missing: Whether a NaN among the targets is one that is missing, and costs nothing.
 
     Raises:
         SettingError: The scale is not a positive finite number.
     """
 
     name = "squared_error"
+    functor = "SquaredError"
+    flops = 5
     rules = (
         Rule(
             "dL_dY",
@@ -35,48 +32,24 @@ class SquaredError(Loss):
         ),
     )
 
-    def __init__(self, scale: float = 0.5) -> None:
-        if not 0 < scale < float("inf"):
-            raise SettingError(f"SquaredError: scale={scale} is not a positive finite number")
-        self.scale = float(scale)
+    def __init__(self, scale: float = 0.5, *, allow_missing: bool = False) -> None:
+        super().__init__(allow_missing=allow_missing)
+        self.scale = require_positive(self, "scale", scale)
 
     @classmethod
     def examples(cls) -> list[Loss]:
         """The default, and the plain mean of squares."""
         return [cls(), cls(1.0)]
 
-    @classmethod
-    def example_targets(cls, rng: np.random.Generator, shape: Shape) -> Array:
-        """Any numbers."""
-        return rng.normal(size=shape)
+    @property
+    def parameters(self) -> tuple[float, float]:
+        """The scale."""
+        return self.scale, 0.0
 
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments, as plain JSON."""
-        return {"scale": self.scale}
-
-    def buffers(self, shape: Shape, xp: ModuleType = np) -> dict[str, Buffer]:
-        """The differences, their squares, and the gradient; shapes as Y."""
-        return {
-            "D": Buffer(shape),
-            "squares": Buffer(shape),
-            "dL_dY": Buffer(shape, overwrites="D"),
-            **self.row_buffers(shape),
-        }
-
-    def forward(
-        self, Y: Array, T: Array, sample_weight: Array | None = None, out: Mapping[str, Array] | None = None
-    ) -> tuple[Array, Saved]:
-        """The loss; see `Loss.forward`."""
-        out = self._output(Y, out)
-        xp, w = array_module(Y, T), self._weights(Y, sample_weight, out)
-        D = xp.subtract(Y, T, out=out["D"])  # (..., N, K)
-        squares = xp.multiply(D, D, out=out["squares"])  # (..., N, K)
-        losses = squares.sum(axis=-1, out=out["losses"])  # (..., N)
-        return self.scale * self._mean(losses, w), {"D": D, "w": w}
-
-    def backward(self, saved: Saved, out: Mapping[str, Array] | None = None) -> Array:
-        """The gradient; see the class's rule."""
-        D, w = saved["D"], saved["w"]
-        xp, out = array_module(D), self._output(D, out)
-        dL_dY = xp.multiply(D, per_row(w), out=out["dL_dY"])  # (..., N, K)
-        return xp.multiply(dL_dY, 2 * self.scale, out=dL_dY)
+    def of_outputs(self, Y: Array, T: Array, values: Array, slopes: Array) -> None:
+        """See `ElementwiseLoss.of_outputs`."""
+        xp = array_module(Y, T)
+        D = xp.subtract(Y, T, out=slopes)
+        xp.multiply(D, D, out=values)
+        xp.multiply(values, self.scale, out=values)
+        xp.multiply(D, 2 * self.scale, out=slopes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 from types import ModuleType
 
 import numpy as np
@@ -19,6 +21,22 @@ def sigmoid(xp: ModuleType, X: Array, out: Array) -> Array:
         xp.exp(out, out=out)
     xp.add(out, 1, out=out)
     return xp.divide(1, out, out=out)
+
+
+def normal_distribution(xp: ModuleType, X: Array, out: Array) -> Array:
+    """``(1 + erf(X / sqrt(2))) / 2``, the standard normal distribution, elementwise; `out` may be X."""
+    # Not by erf: below zero that would be a difference of numbers near 1.
+    special = importlib.import_module("scipy.special" if xp is np else "cupyx.scipy.special")
+    return special.ndtr(X, out=out)
+
+
+def normal_density(xp: ModuleType, X: Array, out: Array) -> Array:
+    """``exp(-X^2 / 2) / sqrt(2 pi)``, the standard normal density, elementwise; `out` is not X."""
+    xp.multiply(X, -0.5, out=out)
+    with np.errstate(over="ignore"):  # to infinity, whose exp is 0
+        xp.multiply(out, X, out=out)
+    xp.exp(out, out=out)
+    return xp.multiply(out, 1 / math.sqrt(2 * math.pi), out=out)
 
 
 def log_softmax_parts(Y: Array, S: Array, P: Array, log_total: Array) -> Array:
@@ -61,6 +79,24 @@ def row_sum(Y: Array, out: Array) -> Array:
     if isinstance(Y, np.ndarray) and Y.shape[-2] > NARROW:
         return np.matmul(Y, np.ones(Y.shape[-1], Y.dtype), out=out)
     return Y.sum(axis=-1, out=out)
+
+
+MOST_ONES = 16384
+"""Up to so many rows a vector of ones takes no memory to speak of."""
+
+
+def column_sum(X: Array, out: Array) -> Array:
+    """The sum of each column: (..., N, n) -> (..., n)."""
+    if isinstance(X, np.ndarray) and NARROW < X.shape[-2] <= MOST_ONES:
+        return np.matmul(np.ones(X.shape[-2], X.dtype), X, out=out)  # by BLAS, in a third of the time
+    return X.sum(axis=-2, out=out)
+
+
+def row_dot(A: Array, B: Array, out: Array) -> Array:
+    """The sum of the products in each row: (..., N, K) and (..., N, K) -> (..., N)."""
+    if isinstance(A, np.ndarray):
+        return np.einsum("...k,...k->...", A, B, out=out)  # without room for the products
+    return (A * B).sum(axis=-1, out=out)
 
 
 def log1p_exp_minus_abs(xp: ModuleType, X: Array, out: Array) -> Array:

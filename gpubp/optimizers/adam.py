@@ -1,4 +1,4 @@
-"""Adam."""
+"""Adam, and the same with a weight decay that is no part of the gradient."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from types import ModuleType
 from typing import Any
 
 from gpubp.backend import Array
-from gpubp.errors import SettingError
-from gpubp.optimizers.base import Optimizer, require_fraction
+from gpubp.optimizers.base import Optimizer
+from gpubp.settings import require_in, require_positive
 
 
 class Adam(Optimizer):
@@ -19,31 +19,42 @@ class Adam(Optimizer):
     stochastic optimization" (2015), algorithm 1.
 
     Args:
-        learning_rate: Positive; a sequence of E numbers gives each member of a stack its own.
+        learning_rate: Positive; a sequence of E numbers gives each member of a stack its own; or a schedule.
         beta1: Decay of the first moment, at least 0 and below 1.
         beta2: Decay of the second moment, at least 0 and below 1.
         epsilon: Positive.
+        clip_norm, average: See `gpubp.optimizers.base.Optimizer`.
 
     Raises:
         SettingError: A setting is outside its range.
     """
 
     state_names = ("M", "V")
+    flops = 12
 
     def __init__(
-        self, learning_rate: Any = 1e-3, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
+        self,
+        learning_rate: Any = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        *,
+        clip_norm: float | None = None,
+        average: float | None = None,
     ) -> None:
-        super().__init__(learning_rate)
-        self.beta1 = require_fraction(self, "beta1", beta1)
-        self.beta2 = require_fraction(self, "beta2", beta2)
-        if not 0 < epsilon < math.inf:
-            raise SettingError(f"Adam: epsilon={epsilon!r} is not a positive finite number")
-        self.epsilon = float(epsilon)
+        super().__init__(learning_rate, clip_norm=clip_norm, average=average)
+        self.beta1 = require_in(self, "beta1", beta1, "[0, 1)")
+        self.beta2 = require_in(self, "beta2", beta2, "[0, 1)")
+        self.epsilon = require_positive(self, "epsilon", epsilon)
         self._begin(1)
 
     def _begin(self, step: int) -> None:
         self._correction1 = 1 - self.beta1**step
         self._correction2 = math.sqrt(1 - self.beta2**step)
+
+    def _launch(self, update: Any) -> bool:
+        update.adam(self.state["M"], self.state["V"], self.beta1, self.beta2, self.epsilon)
+        return True
 
     def _update(self, xp: ModuleType, rate: Any, theta: Array, dL_dtheta: Array, *state_and_scratch: Array) -> None:
         M, V, scratch = state_and_scratch
@@ -62,3 +73,38 @@ class Adam(Optimizer):
         xp.divide(M, scratch, out=scratch)
         xp.multiply(scratch, rate * (self._correction2 / self._correction1), out=scratch)
         xp.subtract(theta, scratch, out=theta)
+
+
+class AdamW(Adam):
+    """`Adam`, and before each update ``theta -= learning_rate * weight_decay * theta`` for weights, not for biases.
+
+    Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), algorithm 2, with the learning rate
+    in front of the decay, as PyTorch has it.
+
+    Args:
+        learning_rate: Positive; a sequence of E numbers gives each member of a stack its own; or a schedule.
+        beta1: Decay of the first moment, at least 0 and below 1.
+        beta2: Decay of the second moment, at least 0 and below 1.
+        epsilon: Positive.
+        weight_decay: At least 0.
+        clip_norm, average: See `gpubp.optimizers.base.Optimizer`.
+
+    Raises:
+        SettingError: A setting is outside its range.
+    """
+
+    flops = 14
+
+    def __init__(
+        self,
+        learning_rate: Any = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        clip_norm: float | None = None,
+        average: float | None = None,
+    ) -> None:
+        super().__init__(learning_rate, beta1, beta2, epsilon, clip_norm=clip_norm, average=average)
+        self.weight_decay = require_in(self, "weight_decay", weight_decay, "[0, inf)")

@@ -30,6 +30,7 @@ def test_check_takes_a_csv(pets):
     assert "network: 4 -> 3 tanh -> 3, softmax_cross_entropy, 27 parameters, 6 rows" in outcome.stdout
 
 
+@pytest.mark.usefixtures("numpy_ops")
 def test_check_finds_a_wrong_gradient(monkeypatch):
     monkeypatch.setattr(gpubp.Tanh, "derivative", lambda self, xp, saved, out: xp.subtract(1, saved, out=out))
     outcome = run("check")

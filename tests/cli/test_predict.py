@@ -76,7 +76,7 @@ def test_a_bundled_data_set_is_predicted(folder):
 )
 def test_rows_that_can_not_be_predicted(model, folder, text, said):
     (folder / "new.csv").write_text(text, encoding="utf-8")
-    assert said in refused("predict", model, "new.csv", "--out", "p.csv", code=1)
+    assert said in refused("predict", model, "new.csv", "--out", "p.csv", "--unseen", "error", code=1)
 
 
 @pytest.mark.parametrize("out", ["pets.safetensors", "pets.csv"])

@@ -25,8 +25,8 @@ import gpubp
         (["--layers", "-3"], "'-3' is not a width"),
         (["--layers", "99999999"], "'99999999' is not a width"),
         (["--layers", "9" * 5000], "999' is not a width"),
-        (["--activation", "relux"], "unknown activation 'relux': use one of identity, leakyrelu, relu"),
-        (["--optimizer", "rmsprop"], "unknown optimizer 'rmsprop': use one of adam, sgd"),
+        (["--activation", "relux"], "unknown activation 'relux': use one of elu, gelu, identity"),
+        (["--optimizer", "rmspropp"], "unknown optimizer 'rmspropp': use one of adam"),
         (["--device", "gpu"], "unknown device 'gpu': use 'cpu', 'cuda', 'cuda:1' or 'auto'"),
         (["--task", "sorting"], "unknown task 'sorting': use 'auto', 'classification' or 'regression'"),
         (["--dtype", "int8"], "--dtype int8: use float32 or float64"),
@@ -105,7 +105,9 @@ def test_data_that_is_not_there(pets, folder):
         "(digits, iris, breast_cancer, wine, diabetes)\n"
     )
     (folder / "deep").mkdir()
-    assert "is a directory; a CSV file is needed" in refused("train", "deep", "--target", "y", code=1)
+    assert "is a directory; a CSV, Parquet, .npz, .npy or IDX file is needed" in refused(
+        "train", "deep", "--target", "y", code=1
+    )
     assert refused("train", pets, code=2) == (
         "error: which column is to be learned? Add --target COLUMN; pets.csv has: weight, colour, kind\n"
     )

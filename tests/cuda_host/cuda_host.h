@@ -37,6 +37,7 @@ static dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
 using std::abs;
+using std::erfc;
 using std::exp;
 using std::expm1;
 using std::fabs;
@@ -56,6 +57,30 @@ constexpr std::common_type_t<A, B> min(A a, B b) {
 template <typename A, typename B>
 constexpr std::common_type_t<A, B> max(A a, B b) {
     return a < b ? b : a;
+}
+
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(16) double2 {
+    double x, y;
+};
+struct alignas(16) longlong2 {
+    long long x, y;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline double2 make_double2(double x, double y) { return {x, y}; }
+inline longlong2 make_longlong2(long long x, long long y) { return {x, y}; }
+template <typename T>
+void __stwb(T* address, T value) {
+    *address = value;
+}
+inline unsigned int __umulhi(unsigned int a, unsigned int b) { return (unsigned int)(1ull * a * b >> 32); }
+inline int __popc(unsigned int bits) { return __builtin_popcount(bits); }
+inline float __uint_as_float(unsigned int bits) {
+    float number;
+    memcpy(&number, &bits, sizeof number);
+    return number;
 }
 
 namespace cuda_host {
@@ -230,6 +255,18 @@ T shuffle(unsigned int mask, T value, unsigned int source, int line) {
     return value;
 }
 
+// A bit for each lane of this warp: whether its condition holds.
+inline unsigned int ballot(unsigned int mask, bool condition, int line) {
+    if (mask != FULL_MASK) error = "ballots are there for whole warps only";
+    const unsigned int warp = current->thread / 32;
+    shuffled[warp][current->thread % 32][0] = condition;
+    wait(barriers[warp], line);
+    unsigned int bits = 0;
+    for (unsigned int lane = 0; lane < barriers[warp].size; ++lane) bits |= unsigned(shuffled[warp][lane][0]) << lane;
+    wait(barriers[warp], line);
+    return bits;
+}
+
 inline unsigned int lane() { return current->thread % 32; }
 
 }  // namespace cuda_host
@@ -238,6 +275,7 @@ inline unsigned int lane() { return current->thread % 32; }
 #define __syncwarp(...) cuda_host::wait(cuda_host::barriers[cuda_host::current->thread / 32], __LINE__)
 #define __shfl_sync(mask, value, lane) cuda_host::shuffle(mask, value, lane, __LINE__)
 #define __shfl_down_sync(mask, value, by) cuda_host::shuffle(mask, value, cuda_host::lane() + (by), __LINE__)
+#define __ballot_sync(mask, condition) cuda_host::ballot(mask, condition, __LINE__)
 #define __shfl_xor_sync(mask, value, by) cuda_host::shuffle(mask, value, cuda_host::lane() ^ (by), __LINE__)
 
 #endif

@@ -215,3 +215,107 @@ def test_damaged_json(change):
         TableEncoder.from_json(data)
     with pytest.raises(ModelFileError):
         TableEncoder.from_json(None)
+
+
+GAPS = table_of(
+    age=["1", "", "3", "NA", "100"],
+    height=["1.5", "2", "2.5", "3", "3.5"],
+    town=["a", "", "b", "nan", "a"],
+    kind=["x", "y", "x", "y", "x"],
+)
+
+
+def test_missing_numbers_are_an_error_that_counts_them():
+    table = table_of(a=["1", "2", "?"], b=["", "nan", "3"], c=["1", "2", "3"], y=["p", "q", "p"])
+    encoder = TableEncoder.fit(table, "y")
+    with pytest.raises(DataError) as error:
+        encoder.inputs(table)
+    assert str(error.value) == (
+        "t.csv, line 4, column 'a': '?' stands for a missing value. Fill it in, or remove the row, or train with "
+        "--missing median (3 missing in all, in columns a, b)"
+    )
+    numbers = Table("t.parquet", {"a": np.array([1.0, np.nan]), "y": ["p", "q"]}, range(1, 3), "row")
+    with pytest.raises(
+        DataError, match=r"t.parquet, row 2, column 'a': the cell is empty.*\(1 missing in all, in column 'a'"
+    ):
+        TableEncoder.fit(numbers, "y").inputs(numbers)
+
+
+def test_missing_numbers_are_the_median_with_an_indicator():
+    encoder = TableEncoder.fit(GAPS, "kind", missing="median")
+    assert encoder.columns == (
+        Column("age", None, 3.0, True),
+        Column("height", None, 2.5, False),
+        Column("town", ("", "a", "b")),
+    )
+    assert encoder.input_names == ["age", "age", "height", "town", "town", "town"]
+    np.testing.assert_array_equal(
+        encoder.inputs(GAPS),
+        [
+            [1, 0, 1.5, 0, 1, 0],
+            [3, 1, 2, 1, 0, 0],
+            [3, 0, 2.5, 0, 0, 1],
+            [3, 1, 3, 1, 0, 0],
+            [100, 0, 3.5, 0, 1, 0],
+        ],
+    )
+    assert TableEncoder.from_json(json.loads(json.dumps(encoder.to_json()))) == encoder
+
+
+def test_medians_are_those_of_the_rows_that_are_trained_on():
+    encoder = TableEncoder.fit(GAPS, "kind", missing="median")
+    some = encoder.with_medians(GAPS, np.array([0, 4]))
+    assert some.columns[:2] == (Column("age", None, 50.5, False), Column("height", None, 2.5, False))
+    assert encoder.with_medians(GAPS, np.array([1, 3])).columns[0] == Column("age", None, 3.0, True)  # none to take
+
+
+def test_a_number_that_is_missing_only_later_is_the_median_too():
+    encoder = TableEncoder.fit(GAPS, "kind", missing="median")
+    other = Table("p.parquet", {"age": [""], "height": np.array([np.nan]), "town": ["b"]}, range(1, 2), "row")
+    np.testing.assert_array_equal(encoder.inputs(other), [[3, 1, 2.5, 0, 0, 1]])
+    with pytest.raises(DataError, match="t.csv, line 2, column 'height': 'tall' is not a number"):
+        encoder.inputs(table_of(age=["1"], height=["tall"], town=["a"]))
+
+
+def test_the_target_may_miss_no_value_whatever_the_policy():
+    for cells in (["1.5", "", "2.5"], ["a", "", "b"]):
+        with pytest.raises(DataError, match="t.csv, line 3, column 'y': the cell is empty"):
+            TableEncoder.fit(table_of(x=["1", "2", "3"], y=cells), "y", missing="median")
+
+
+def test_an_unknown_policy():
+    with pytest.raises(SettingError, match="unknown policy 'mean' for missing values: use 'error' or 'median'"):
+        TableEncoder.fit(PETS, "sold", missing="mean")
+
+
+def test_unseen_categories_are_zeros_where_that_is_asked_for():
+    encoder = TableEncoder.fit(PETS, "sold")
+    other = table_of(kind=["fish", "cow", "ant", "fish", ""], weight=["1"] * 5, price=["2"] * 5)
+    X = encoder.inputs(other, unseen="zeros")
+    np.testing.assert_array_equal(X[:, :3], [[0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(X[:, 3:], [[1, 2]] * 5)
+    assert encoder.unseen(other) == {"kind": {"": 1, "ant": 1, "fish": 2}}
+    assert encoder.unseen(PETS) == {}
+    between = TableEncoder.fit(table_of(a=["1", "2"], b=["x", "y"], c=["p", "q"], d=["k", "l"]), "d")
+    X = between.inputs(table_of(a=["5"], b=["z"], c=["q"]), unseen="zeros")
+    np.testing.assert_array_equal(X, [[5, 0, 0, 0, 1]])
+
+
+def test_the_description_of_an_older_model_file_is_read():
+    data = TableEncoder.fit(PETS, "sold").to_json()
+    for column in data["columns"]:
+        del column["median"], column["indicator"]
+    assert TableEncoder.from_json(data) == TableEncoder.fit(PETS, "sold")
+
+
+@given(st.lists(st.none() | st.floats(-1e38, 1e38), min_size=2, max_size=30).filter(lambda values: any(values)))
+def test_the_median_is_that_of_numpy_and_no_other_value_changes(values):
+    cells = ["" if value is None else repr(value) for value in values]
+    table = table_of(x=cells, y=[str(i) for i in range(len(cells))])
+    encoder = TableEncoder.fit(table, "y", "regression", missing="median")
+    X = encoder.inputs(table)
+    known = [value for value in values if value is not None]
+    np.testing.assert_array_equal(X[:, 0], [np.median(known) if value is None else value for value in values])
+    assert X.shape[1] == 1 + (None in values)
+    if None in values:
+        np.testing.assert_array_equal(X[:, 1], [value is None for value in values])

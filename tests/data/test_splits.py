@@ -91,3 +91,10 @@ def test_shares_outside_their_range(share):
         split_rows(np.zeros(20), share, 0.1, np.random.default_rng(0), by_class=False)
     with pytest.raises(SettingError, match="validation="):
         split_rows(np.zeros(20), 0.1, share, np.random.default_rng(0), by_class=False)
+
+
+def test_without_a_share_to_validate_the_rest_is_trained_on():
+    rng = np.random.default_rng(0)
+    split = split_rows(np.arange(20) % 2, 0.25, None, rng, by_class=True)
+    assert (len(split.train), len(split.validation), len(split.held_out)) == (16, 0, 4)
+    assert sorted([*split.train, *split.held_out]) == list(range(20))

@@ -3,12 +3,14 @@
 What real CuPy would refuse, or do at the price of a hidden transfer, is refused here: NumPy functions on device
 arrays, NumPy arrays in CuPy functions, functions and keyword arguments that CuPy 14.2 does not have, arrays of a
 device that is not the current one. Kernels run on the host, see `cuda_host`. New memory is full of NaN, as the memory
-of a device might be.
+of a device might be. Work is done at once, or as late and in as bad an order as streams and events allow.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import sys
 import types
 from collections.abc import Iterator
@@ -17,9 +19,23 @@ from typing import Any
 import cuda_host
 import numpy as np
 
-from fake_cupy.array import call, ndarray, unwrap, wrap
-from fake_cupy.driver import CompileException, CUDARuntimeError, Device, Launch, Stream, machine
-from fake_cupy.names import CONSTANTS, FUNCTIONS
+from fake_cupy import cublas
+from fake_cupy.array import call, filled, ndarray, unwrap, wrap
+from fake_cupy.driver import (
+    ORDERS,
+    CompileException,
+    CUDARuntimeError,
+    Device,
+    Event,
+    Graph,
+    Launch,
+    OutOfMemoryError,
+    Stream,
+    machine,
+    used_bytes,
+)
+from fake_cupy.names import CONSTANTS, FUNCTIONS, SPECIAL_FUNCTIONS
+from gpubp import cublas as gpubp_cublas
 from gpubp import cuda as gpubp_cuda
 
 
@@ -47,9 +63,26 @@ class RawModule:
             values = [np.float64(value) if type(value) is float else unwrap(value) for value in args]
             if machine.launches is not None:
                 machine.launches.append(Launch(code, name, grid, block, tuple(values)))
-            cuda_host.launch(code, name, grid, block, values, reverse=machine.reverse_threads)
+            launch = functools.partial(cuda_host.launch, reverse=machine.reverse_threads)
+            machine.submit(launch, code, name, grid, block, values)
 
         return kernel
+
+
+class MemoryPool:
+    """CuPy's pool of device memory, which keeps nothing for later here."""
+
+    free_bytes = staticmethod(lambda: 0)
+    used_bytes = staticmethod(used_bytes)
+    get_limit = staticmethod(lambda: machine.limit)
+
+    @staticmethod
+    def set_limit(size: int) -> None:
+        machine.limit = size
+
+    @staticmethod
+    def free_all_blocks() -> None:
+        """There are none."""
 
 
 def _module() -> types.ModuleType:
@@ -63,7 +96,7 @@ def _module() -> types.ModuleType:
     def poisoned(make: Any) -> Any:
         def empty(*args: Any, **kwargs: Any) -> ndarray:
             made: ndarray = make(*args, **kwargs)
-            if made.dtype.kind == "f":
+            if machine.order is None and made.dtype.kind == "f":
                 made.fill(np.nan)
             return made
 
@@ -72,7 +105,15 @@ def _module() -> types.ModuleType:
     def asarray(a: Any, dtype: Any = None, order: Any = None, *, copy: bool | None = None) -> ndarray:
         if isinstance(a, ndarray) and not copy and (dtype is None or a.dtype == dtype):
             return a
-        return wrap(np.array(a._array if isinstance(a, ndarray) else a, dtype=dtype, order=order or "C"))
+        given = np.asarray(a._array if isinstance(a, ndarray) else a)
+        kept = "F" if given.flags.fnc else "C"  # as CuPy keeps it
+        made = np.array(given, dtype=dtype, order=order or kept)
+        machine.allocate(made.nbytes)
+        if machine.order is None:
+            return wrap(made)
+        if isinstance(a, ndarray):
+            return wrap(filled(made, np.array, given, made.dtype))
+        return wrap(filled(made, lambda: made))  # CuPy, too, copies what lies on the host before it returns
 
     def array(obj: Any, dtype: Any = None, copy: bool = True) -> ndarray:
         return asarray(obj, dtype, copy=copy)
@@ -89,16 +130,24 @@ def _module() -> types.ModuleType:
     def device_properties(device: int) -> dict[str, Any]:
         return {"name": b"Fake GPU", "major": 9, "minor": 0, "multiProcessorCount": 132, "totalGlobalMem": 1 << 37}
 
+    @contextlib.contextmanager
+    def using_allocator(allocator: Any) -> Iterator[None]:
+        before, machine.allocator = machine.allocator, allocator
+        try:
+            yield
+        finally:
+            machine.allocator = before
+
     runtime = types.SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError,
         getDevice=lambda: machine.current_device,
         setDevice=lambda device: Device(device).use(),
         getDeviceCount=lambda: machine.device_count,
         getDeviceProperties=device_properties,
-        memGetInfo=lambda: (1 << 36, 1 << 37),
+        memGetInfo=lambda: (machine.free_bytes, 1 << 37),
         driverGetVersion=lambda: 13000,
         runtimeGetVersion=lambda: 13000,
-        deviceSynchronize=lambda: None,
+        deviceSynchronize=lambda: machine.wait_for_all(),
     )
     vars(cupy).update(
         ndarray=ndarray,
@@ -111,10 +160,16 @@ def _module() -> types.ModuleType:
         get_array_module=get_array_module,
         RawModule=RawModule,
         __version__="14.2.0",
+        get_default_memory_pool=lambda: MemoryPool,
         cuda=types.SimpleNamespace(
             Device=Device,
             Stream=Stream,
-            get_current_stream=Stream,
+            Event=Event,
+            Graph=Graph,
+            get_current_stream=lambda: machine.stream or machine.default,
+            using_allocator=using_allocator,
+            alloc_pinned_memory=bytearray,
+            memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             is_available=lambda: machine.device_count > 0,
             runtime=runtime,
             compiler=types.SimpleNamespace(CompileException=CompileException),
@@ -123,13 +178,23 @@ def _module() -> types.ModuleType:
     return cupy
 
 
+def _cupyx() -> dict[str, types.ModuleType]:
+    """What `installed` shows as ``cupyx``."""
+    special = types.ModuleType("cupyx.scipy.special")
+    for name in SPECIAL_FUNCTIONS:
+        function = getattr(importlib.import_module("scipy.special"), name)
+        setattr(special, name, _function(function, name, FUNCTIONS["exp"]))
+    modules = {name: types.ModuleType(name) for name in ("cupyx", "cupyx.scipy")}
+    return {**modules, "cupyx.scipy.special": special}
+
+
 def _function(numpy_function: Any, name: str, keywords: tuple[str, ...]) -> Any:
     return lambda *args, **kwargs: call(numpy_function, name, keywords, args, kwargs)
 
 
 @contextlib.contextmanager
 def installed(
-    device_count: int = 1, *, reverse_threads: bool = False, record: bool = False
+    device_count: int = 1, *, reverse_threads: bool = False, record: bool = False, order: str | None = None
 ) -> Iterator[types.ModuleType]:
     """Let ``import cupy`` give the fake for the duration of a ``with`` block.
 
@@ -137,17 +202,31 @@ def installed(
         device_count: How many devices the machine has.
         reverse_threads: Run the threads of kernels in the opposite order.
         record: Keep every kernel launch in ``fake_cupy.machine.launches``.
+        order: Keep work in the queues of its streams until the host waits for it, and do it in this order then, one of
+            `ORDERS`; None to do everything at once.
     """
-    before = sys.modules.get("cupy")
+    if order not in (None, *ORDERS):
+        raise ValueError(f"order {order!r} is not one of {ORDERS}")
+    modules = {"cupy": _module(), **_cupyx(), **cublas.modules()}
+    before = {name: sys.modules.get(name) for name in modules}
     machine.device_count, machine.current_device = device_count, 0
     machine.reverse_threads, machine.launches = reverse_threads, [] if record else None
+    machine.stream, machine.allocator, machine.free_bytes, machine.limit = None, None, 1 << 36, 0
+    machine.waits = machine.graph_launches = 0
+    machine.order, machine.default, machine.busy, machine.enqueued = order, Stream(null=True), [], 0
     gpubp_cuda.clear_cache()
-    sys.modules["cupy"] = cupy = _module()
+    gpubp_cublas.clear_cache()
+    sys.modules.update(modules)
     try:
-        yield cupy
+        yield modules["cupy"]
+        if machine.busy:
+            machine.wait_for_all()  # what nobody has waited for may be wrong, too
     finally:
-        del sys.modules["cupy"]
-        if before is not None:
-            sys.modules["cupy"] = before
-        machine.launches = None
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+        machine.launches, machine.order, machine.busy = None, None, []
         gpubp_cuda.clear_cache()
+        gpubp_cublas.clear_cache()

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from fake_cupy.driver import Device, machine
-from fake_cupy.names import METHODS, VIEWS
+from fake_cupy.driver import Device, each, machine, owner_of, register
+from fake_cupy.names import BY_VALUE, METHODS, OF_ADDRESSES, VIEWS
 
 NUMBERS = (bool, int, float, complex, np.number, np.bool_)
+BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
+INPLACE = {f"i{name}" for name in BINARY if name != "matmul"}
 
 
 def unwrap(value: Any, compute: bool = True) -> Any:
@@ -45,13 +47,68 @@ def call(function: Any, name: str, allowed: tuple[str, ...], arguments: Any, key
     if out is not None and not isinstance(out, ndarray):
         raise TypeError(f"{name}(out=) takes a device array, not {type(out).__name__}")
     compute = name not in VIEWS
-    unwrapped = {key: unwrap(value, compute) for key, value in keywords.items()}
-    result = function(*unwrap(tuple(arguments), compute), **unwrapped)
+    positional = unwrap(tuple(arguments), compute)
+    named = {key: unwrap(value, compute) for key, value in keywords.items()}
+    captured = machine.stream is not None and machine.stream.captured is not None
+    if captured and name in ("matmul", "dot", "outer", "einsum"):
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+    values, count, names = (*positional, *named.values()), len(positional), tuple(named)
+
+    def work(*values: Any) -> Any:
+        return function(*values[:count], **dict(zip(names, values[count:], strict=True)))
+
+    if out is not None or name in INPLACE or name in ("fill", "copyto"):
+        machine.submit(work, *values)  # no new memory: it can be a node of a graph
+        return out if out is not None else arguments[0] if name in INPLACE else None
+    if machine.order is None or name in OF_ADDRESSES:
+        result = work(*values)
+    elif name in ("empty", "empty_like"):
+        result = machine.new(work(*values))
+    elif name in BY_VALUE or (name == "getitem" and _has_mask(values[1])):
+        machine.wait()
+        result = each(work(*values), np.ndarray, lambda made: filled(made, lambda: made))
+    else:
+        result = _promised(work, values)
     arrays = [argument for argument in (*arguments, out) if isinstance(argument, ndarray)]
     for array in arrays:
         if array._array is result:
             return array
+    if isinstance(result, np.ndarray) and name not in VIEWS:
+        machine.allocate(result.nbytes)
     return wrap(result, arrays[0]._device if arrays else None)
+
+
+def filled(like: Any, work: Any, *values: Any) -> np.ndarray:
+    """Memory of a deferred machine, which will hold what `work` returns and looks like `like`."""
+    memory = machine.new(np.asarray(like))
+    machine.submit(lambda memory, *values: memory.__setitem__(..., work(*values)), memory, *values)
+    return memory
+
+
+def _promised(work: Any, values: tuple[Any, ...]) -> Any:
+    """What `work` returns of arrays that are still to be computed: a view of one, or memory that will be filled.
+
+    Zeros that lie in memory as the arrays do tell which, and what it looks like.
+    """
+    owners = []
+
+    def zeros(array: np.ndarray) -> np.ndarray:
+        low, high = np.lib.array_utils.byte_bounds(array)
+        owners.append(np.zeros(high - low, np.uint8))
+        return np.ndarray(array.shape, array.dtype, owners[-1], array.ctypes.data - low, array.strides)
+
+    with np.errstate(all="ignore"):
+        like = work(*each(values, np.ndarray, zeros))
+    parts = like if isinstance(like, tuple | list) else [like]
+    if any(owner_of(part) is owner for part in parts for owner in owners):
+        return work(*values)
+    if parts is like:
+        raise NotImplementedError("several results of deferred work")
+    return filled(like, work, *values)
+
+
+def _has_mask(index: tuple[Any, ...]) -> bool:
+    return any(isinstance(part, np.ndarray) and part.dtype == bool for part in index)
 
 
 class ndarray:  # noqa: N801 - CuPy's name
@@ -64,6 +121,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     def _of(cls, array: np.ndarray, device: int) -> ndarray:
         self = cls.__new__(cls)
         self._array, self._device = array, device
+        register(array)
         return self
 
     def __array__(self, *_: Any, **__: Any) -> Any:
@@ -92,39 +150,45 @@ class ndarray:  # noqa: N801 - CuPy's name
 
     @property
     def base(self) -> Any:
-        return None if self._array.base is None else wrap(self._array.base, self._device)
+        base = self._array.base
+        return wrap(base, self._device) if isinstance(base, np.ndarray) else None
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {**self._array.__array_interface__, "version": 3, "stream": 1}
 
     def get(self, *, out: np.ndarray | None = None) -> np.ndarray:
+        machine.wait()
         if out is None:
             return self._array.copy()
         out[...] = self._array
         return out
 
-    def set(self, array: np.ndarray) -> None:
+    def set(self, array: np.ndarray, stream: Any = None) -> None:
         if array.shape != self.shape or array.dtype != self.dtype:
             raise ValueError("set() takes a NumPy array of the same shape and dtype")
-        self._array[...] = array
+        machine.submit(lambda memory: memory.__setitem__(..., array), self._array, stream=stream)
+        if stream is None:
+            machine.wait()
 
     def item(self) -> Any:
+        machine.wait()
         return self._array.item()
 
     def tolist(self) -> Any:
+        machine.wait()
         return self._array.tolist()
 
     def __getitem__(self, index: Any) -> Any:
         index = index if isinstance(index, tuple) else (index,)
         if not any(part is Ellipsis for part in index):
             index = (*index, ...)  # so that a single element is a view without axes, as in CuPy
-        return wrap(self._array[unwrap(index, compute=False)], self._device)
+        return call(operator.getitem, "getitem", (), (self, index), {})
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if not isinstance(value, (ndarray, *NUMBERS)):
             raise TypeError(f"a device array takes device arrays and numbers, not {type(value).__name__}")
-        unwrap(self)[unwrap(index)] = unwrap(value)
+        machine.submit(operator.setitem, unwrap(self), unwrap(index), unwrap(value))
 
     def __len__(self) -> int:
         return len(self._array)
@@ -136,18 +200,22 @@ class ndarray:  # noqa: N801 - CuPy's name
         return f"fake_cupy({self._array!r})"
 
     def __format__(self, form: str) -> str:
-        return format(self._array.item() if self.ndim == 0 else self._array, form)
+        return format(self.item() if self.ndim == 0 else self.get(), form)
 
     def __deepcopy__(self, _: Any) -> ndarray:
-        return ndarray._of(self._array.copy(), self._device)
+        with self.device:
+            return self.copy()
 
     def __bool__(self) -> bool:
+        machine.wait()
         return bool(self._array)
 
     def __float__(self) -> float:
+        machine.wait()
         return float(self._array)
 
     def __int__(self) -> int:
+        machine.wait()
         return int(self._array)
 
 
@@ -164,9 +232,7 @@ def _operator(name: str) -> Any:
     return method
 
 
-_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
-_REFLECTED = {f"r{name}" for name in _BINARY}
-_INPLACE = [f"i{name}" for name in _BINARY if name != "matmul"]
+_REFLECTED = {f"r{name}" for name in BINARY}
 _OTHERS = ("lt", "le", "gt", "ge", "eq", "ne", "neg", "pos", "abs", "invert")
-for _name in (*_BINARY, *_REFLECTED, *_INPLACE, *_OTHERS):
+for _name in (*BINARY, *_REFLECTED, *INPLACE, *_OTHERS):
     setattr(ndarray, f"__{_name}__", _operator(_name))

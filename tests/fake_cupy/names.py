@@ -55,6 +55,8 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {  # the keyword arguments of CuPy 14.2
     "may_share_memory": (),
     "shares_memory": (),
 }
+SPECIAL_FUNCTIONS = ("erf", "erfc", "ndtr", "expit", "gammaln", "xlogy")
+"""Of ``cupyx.scipy.special``; ufuncs."""
 METHODS: dict[str, tuple[str, ...]] = {  # of an array
     **{name: FUNCTIONS[name] for name in ("sum", "prod", "mean", "var", "std", "max", "min", "all", "any", "cumsum")},
     **{name: FUNCTIONS[name] for name in ("argmax", "argmin", "take", "round", "nonzero", "repeat", "argsort")},
@@ -65,12 +67,19 @@ METHODS: dict[str, tuple[str, ...]] = {  # of an array
     **dict.fromkeys(("ravel", "flatten", "copy"), ("order",)),
     **dict.fromkeys(("transpose", "swapaxes", "fill", "view", "dot"), ()),
 }
-VIEWS = {"reshape", "ravel", "transpose", "swapaxes", "squeeze", "view", "moveaxis", "expand_dims", "broadcast_to"}
-"""What makes views, for which the device of an array need not be the current one."""
 # fmt: off
+VIEWS = {
+    "reshape", "ravel", "transpose", "swapaxes", "squeeze", "view", "moveaxis", "expand_dims", "broadcast_to",
+    "getitem",
+}
+"""What makes views, for which the device of an array need not be the current one."""
 CONSTANTS = (
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
     "bool_", "dtype", "integer", "floating", "finfo", "iinfo", "issubdtype", "result_type", "promote_types",
     "can_cast", "pi", "e", "inf", "nan",
 )
 # fmt: on
+BY_VALUE = {"nonzero", "repeat", "bincount", "allclose", "array_equal"}
+"""What waits for the values of its arguments: the shape of the result follows from them, or it is for the host."""
+OF_ADDRESSES = {"may_share_memory", "shares_memory"}
+"""What does not look at values."""

@@ -105,7 +105,7 @@ def _rule_edits(node: ast.Call) -> Iterator[tuple[str, Edit]]:
 
 def as_calls(expression: str) -> str:
     """`sum_n X[n] * Y[n]` -> `sum_n(X[n] * Y[n])`: the same to who evaluates it, and Python's syntax."""
-    while match := re.search(r"\bsum_[a-z] ", expression):
+    while match := re.search(r"\b(?:sum|mean)_[a-z] ", expression):
         depth, end = 0, match.end()
         while end < len(expression) and (depth or expression[end] != ")"):
             depth += {"(": 1, ")": -1}.get(expression[end], 0)
@@ -124,11 +124,19 @@ def _nodes(node: ast.AST, scope: tuple[str, ...]) -> Iterator[tuple[ast.AST, tup
             named = isinstance(child, ast.FunctionDef | ast.ClassDef)
             if not isinstance(child, ast.AST) or isinstance(child, SKIPPED_NODES) or _is_type(child):
                 continue
-            if named and child.name in SKIPPED_FUNCTIONS:
+            if (named and child.name in SKIPPED_FUNCTIONS) or is_compiled(child):
                 continue
             inner = (*scope, child.name) if named else scope
             yield child, inner
             yield from _nodes(child, inner)
+
+
+def is_compiled(node: ast.AST) -> bool:
+    """Whether this calls a compiled kernel, `kernels.gemm.matmul(A, B, out)`: mutants run with those turned off."""
+    function = node.func if isinstance(node, ast.Call) else None
+    while isinstance(function, ast.Attribute):
+        function = function.value
+    return isinstance(function, ast.Name) and function.id in ("kernels", "compiled")
 
 
 def _context(node: ast.AST, source: Source) -> tuple[int, int]:
