@@ -20,6 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "on_a_gpu.py"
 
 
+@pytest.fixture(autouse=True)
+def in_this_checkout(monkeypatch):
+    """The stages run programs of the checkout: those of an installed package would look for them beside themselves."""
+    monkeypatch.setattr(stages, "ROOT", ROOT)
+
+
 def test_pretending_runs_all_that_can_run(tmp_path):
     pytest.importorskip("threadpoolctl")
     command = [sys.executable, str(SCRIPT), "--pretend", "--out", str(tmp_path), "--minutes", "5"]

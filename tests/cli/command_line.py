@@ -47,6 +47,12 @@ def process(*arguments, **settings):
     return subprocess.run(command, capture_output=True, text=True, env=strict, timeout=300, **settings)
 
 
+def complaints(stderr):
+    """What a program says to stderr, but that it compiles kernels: the first one on a machine does."""
+    lines = stderr.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("compiling CPU kernels for this machine, "))
+
+
 def write_csv(path, columns):
     """Write columns to a CSV file."""
     with open(path, "w", newline="", encoding="utf-8") as file:

@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from command_line import environment, process, refused, run
+from command_line import ROOT, environment, process, refused, run
 
 import gpubp
 
@@ -298,7 +298,7 @@ def test_with_the_cpu_kernels_nothing_is_said(finished, cpu_kernels):
 
 
 def test_the_extra_brings_the_cpu_kernels():
-    project = tomllib.loads((Path(gpubp.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "gpubp[cpu]" in project["optional-dependencies"]["bench"]
 
 
