@@ -9,13 +9,14 @@ import numpy as np
 
 from gpubp import cpu
 from gpubp.backend import Array
-from gpubp.cpu_kernels.memory import kernel, prefetch, vector
+from gpubp.cpu_kernels.memory import copy, kernel, prefetch, vector
 
 BYTES_PER_NANOSECOND = 8
-AHEAD = 8
-"""How many rows before its turn a row is fetched into cache: which comes next, only the index knows."""
-FETCHED = 4096
-"""Bytes of such a row at most; the processor sees by itself how the rest of a long one goes on."""
+AHEAD = 4096
+"""How many bytes before its turn a row is fetched into cache: which comes next, only the index knows, and memory is
+slow to answer one question, but answers many at once."""
+ROWS_AHEAD = 2, 32
+"""How many rows that is at least and at most."""
 LINE = 64
 """Bytes of a cache line."""
 
@@ -31,19 +32,26 @@ _INTO = {
 @kernel
 def _gather(From: Any, To: Any) -> Any:
     def gather(a: Any, begin: int, end: int, step: int) -> None:
-        rows, columns, N = a[3], a[4], a[5]
+        rows, columns, N, size = a[3], a[4], a[5], a[7]
         index = vector(np.int64, a[1] + step * a[6], rows)
+        ahead = min(max(AHEAD // size, ROWS_AHEAD[0]), ROWS_AHEAD[1])
+        e, n = begin // rows, begin % rows
         for item in range(begin, end):
-            e, n = item // rows, item % rows
-            if n + AHEAD < rows:
-                ahead = a[0] + (e * N + min(max(index[n + AHEAD], 0), N - 1)) * a[7]
-                for k in range(0, min(a[7], FETCHED), LINE):
-                    prefetch(ahead + k)
-            row = min(max(index[n], 0), N - 1)  # never outside the data, whatever the index
-            source = vector(From, a[0] + (e * N + row) * a[7], columns)
-            target = vector(To, a[2] + item * a[8], columns)
-            for j in range(columns):
-                target[j] = To(source[j])
+            examples = a[0] + e * N * size
+            if n + ahead < rows:
+                later = examples + min(max(index[n + ahead], 0), N - 1) * size
+                for line in range(later // LINE, (later + size - 1) // LINE + 1):
+                    prefetch(line * LINE)
+            row = examples + min(max(index[n], 0), N - 1) * size  # never outside the data, whatever the index
+            if From is To:
+                copy(a[2] + item * a[8], row, size)
+            else:
+                source, target = vector(From, row, columns), vector(To, a[2] + item * a[8], columns)
+                for j in range(columns):
+                    target[j] = To(source[j])
+            n += 1
+            if n == rows:
+                e, n = e + 1, 0
 
     return gather
 

@@ -225,6 +225,22 @@ def prefetch(typing_context: Any, address: Any) -> Any:
 
 
 @intrinsic
+def copy(typing_context: Any, target: Any, source: Any, size: Any) -> Any:
+    """Copy so many bytes from one address to another; the two places do not overlap."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        from llvmlite import ir
+        from numba.core import cgutils
+
+        byte = ir.IntType(8).as_pointer()
+        places = [builder.inttoptr(value, byte) for value in values[:2]]
+        cgutils.raw_memcpy(builder, *places, values[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
 def call_gemm(typing_context: Any, gemm: Any, kind: Any, transposed: Any, sizes: Any, matrices: Any) -> Any:
     """``C = op(A) @ op(B)`` by the Fortran routine at an address: column-major, so for rows pass B before A.
 
