@@ -347,11 +347,11 @@ def _one_blas_thread() -> Iterator[None]:
     """
     key = threading.get_ident(), None  # kernels do not nest: what a Ctrl-C left behind, the next launch ends
     try:
-        for library in _kernel_libraries():
+        for library in kernel_libraries():
             library.limit(key, 1)
         yield
     finally:
-        for library in _kernel_libraries():
+        for library in kernel_libraries():
             library.release(key)
 
 
@@ -364,6 +364,8 @@ class _Library:
 
     def __init__(self, controller: Any) -> None:
         self.path = Path(controller.filepath)
+        self.kernels = str(getattr(controller, "architecture", None))
+        """For which processor OpenBLAS computes."""
         self._controller, self._set = controller, _setter(controller)
         self._lock = threading.Lock()
         self._limits: dict[tuple[int, object], int] = {}  # by the thread that asked, and what it asked for
@@ -428,7 +430,7 @@ def _libraries() -> list[_Library]:
 
 
 @functools.cache
-def _kernel_libraries() -> list[_Library]:
+def kernel_libraries() -> list[_Library]:
     """The BLAS libraries that the kernels may call: the one that SciPy's wheel brings, or all where it brings none."""
     own = [library for library in _libraries() if any(part.startswith("scipy") for part in library.path.parts[-3:-1])]
     return own or _libraries()

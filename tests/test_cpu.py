@@ -488,12 +488,12 @@ def test_every_blas_is_found_and_that_of_the_kernels_among_them(cpu_kernels, bla
     threadpoolctl = pytest.importorskip("threadpoolctl")
     loaded = {pool["filepath"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
     assert {str(library.path) for library in blas} == loaded
-    assert {library.path for library in cpu._kernel_libraries()} <= {library.path for library in blas}
+    assert {library.path for library in cpu.kernel_libraries()} <= {library.path for library in blas}
 
 
 def test_a_kernel_calls_blas_on_its_own_thread(cpu_kernels, blas, monkeypatch):
     """Products are split between threads by the kernels; NumPy's own BLAS keeps its threads for NumPy."""
-    ours = {library.path for library in cpu._kernel_libraries()}
+    ours = {library.path for library in cpu.kernel_libraries()}
     expected = {library.path: 1 if library.path in ours else 3 for library in blas}
     seen = []
 

@@ -102,11 +102,11 @@ def expm1(x: Any) -> Any:
 
 @register_jitable
 def sigmoid(x: Any) -> Any:
-    """``1 / (1 + exp(-x))``, by ``exp(-abs(x))``, which never overflows."""
+    """``1 / (1 + exp(-x))``; 0 where that is no normal number."""
     one = type(x)(1)
-    e = exp(-abs(x))
-    quotient = one / (one + e)
-    return x if x != x else (quotient if x >= 0 else e * quotient)
+    q, power = _split(-x)  # which does not overflow, and lets NaN pass
+    quotient = one / (one + (q + one) * power)
+    return type(x)(0) if x < _lowest(x) else quotient
 
 
 @register_jitable

@@ -241,7 +241,7 @@ def copy(typing_context: Any, target: Any, source: Any, size: Any) -> Any:
 
 
 @intrinsic
-def call_gemm(typing_context: Any, gemm: Any, kind: Any, transposed: Any, sizes: Any, matrices: Any) -> Any:
+def call_gemm(typing_context: Any, gemm: Any, kind: Any, transposed: Any, sizes: Any, matrices: Any, adds: Any) -> Any:
     """``C = op(A) @ op(B)`` by the Fortran routine at an address: column-major, so for rows pass B before A.
 
     Args:
@@ -251,6 +251,7 @@ def call_gemm(typing_context: Any, gemm: Any, kind: Any, transposed: Any, sizes:
         transposed: Whether op transposes the first and the second factor.
         sizes: (m, n, k, leading dimension of the first factor, of the second, of the result).
         matrices: Addresses of the first factor, the second, the result.
+        adds: Whether the product is added to what is in C.
     """
     element = kind.dtype
 
@@ -275,13 +276,14 @@ def call_gemm(typing_context: Any, gemm: Any, kind: Any, transposed: Any, sizes:
             on_stack(builder.trunc(value, integer)) for value in numbers
         )
         first, second, result = (builder.inttoptr(value, real.as_pointer()) for value in addresses)
-        one, zero = on_stack(ir.Constant(real, 1.0)), on_stack(ir.Constant(real, 0.0))
+        alpha, zero = ir.Constant(real, 1.0), ir.Constant(real, 0.0)
+        one, kept = on_stack(alpha), on_stack(builder.select(values[5], alpha, zero))
         arguments = [
             *map(letter, flags),
-            *(m, n, k, one, first, first_stride, second, second_stride, zero, result, result_stride),
+            *(m, n, k, one, first, first_stride, second, second_stride, kept, result, result_stride),
         ]
         kind_of_call = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
         builder.call(builder.inttoptr(values[0], kind_of_call.as_pointer()), arguments)
         return context.get_dummy_value()
 
-    return types.void(types.int64, kind, transposed, sizes, matrices), generate
+    return types.void(types.int64, kind, transposed, sizes, matrices, types.boolean), generate

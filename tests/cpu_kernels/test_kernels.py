@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -242,9 +243,14 @@ def stored(*shape, transposed, dtype, seed):
         (9, 1500, 5),
         (8, 300, 700),
         (700, 12, 250),
+        (520, 500, 70),
+        (100, 700, 150),
+        (70, 2100, 90),
     ],
 )
-def test_matrix_products(sizes, transposed, members, dtype, launches):
+@pytest.mark.parametrize("small_kernels", [True, False])
+def test_matrix_products(sizes, transposed, members, dtype, small_kernels, launches, monkeypatch):
+    monkeypatch.setattr(cpu.kernels().gemm, "_has_small_kernels", lambda: small_kernels)
     M, K, N = sizes
     A = stored(*([2] if members == 2 else []), M, K, transposed=transposed[0], dtype=dtype, seed=0)
     B = stored(*([] if members is None else [2]), K, N, transposed=transposed[1], dtype=dtype, seed=1)
@@ -259,7 +265,21 @@ def test_matrix_products(sizes, transposed, members, dtype, launches):
     if K > 1024:
         assert launches == ["matmul_by_depth", "sum_chunks"]
     else:
-        assert launches == ["outer_product" if K == 1 else "matmul"]
+        turned = ["turn"] if small_kernels and transposed[1] and M > 512 else []
+        assert launches == [*turned, "outer_product" if K == 1 else "matmul"]
+
+
+@pytest.mark.parametrize("sizes", [(64, 64, 64), (1000, 10, 128), (3, 240, 64), (512, 784, 128), (90, 1, 3000)])
+def test_tiles_are_small_products(sizes, monkeypatch):
+    M, K, N = sizes
+    cpu_gemm = cpu.kernels().gemm
+    monkeypatch.setattr(cpu_gemm, "_has_small_kernels", lambda: True)
+    rows, columns, terms = cpu_gemm._tile(M, N, K, False)
+    assert math.prod(map(min, (rows, columns, terms), (M, N, K))) <= cpu_gemm.SMALL_PRODUCT
+    assert rows >= 64
+    assert columns >= min(N, 64)
+    assert terms >= min(K, 120)
+    assert cpu_gemm._tile(M, 2**21 // K, K, False) == cpu_gemm._tile(M, 2**21 // K, K, True)  # too large a factor
 
 
 def test_a_product_with_every_second_element_of_a_row(launches):
