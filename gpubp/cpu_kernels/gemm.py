@@ -32,8 +32,9 @@ WITHOUT_COPIES = {"SkylakeX", "Cooperlake", "SapphireRapids"}
 """... on processors that it knows by these names, ..."""
 MOST_FACTOR = 2**20
 """... with a second factor of so many elements at most, which the caches hold, and which does not lie transposed."""
-WORTH_TURNING = 512
-"""Rows of a product from which on it pays to lay a second factor that lies transposed out anew."""
+WORTH_TURNING = 512, 128 * 128
+"""Rows of a product from which on it pays to lay a second factor that lies transposed out anew, if that has so many
+elements at most: OpenBLAS is good at larger ones as they are."""
 FEW = 32
 """Elsewhere it pays where a factor has so few rows, or columns, that the copy outweighs the arithmetic: then the result
 is cut into small products, of so many rows, or columns, at least."""
@@ -159,7 +160,7 @@ def matmul(A: Array, B: Array, out: Array, precision: str) -> Array:
         return _outer(A, B, out)
     by_rows = M >= N
     pieces = -(-(M if by_rows else N) // GRAIN)
-    if M >= WORTH_TURNING and _layout(B)[0] and N * K <= MOST_FACTOR and _has_small_kernels():
+    if M >= WORTH_TURNING[0] and N * K <= WORTH_TURNING[1] and _layout(B)[0] and _has_small_kernels():
         B = _turned(B)
     strides = map(_member_stride, (A, B, out))
     layout = _layouts(A, B, out, _tile(M, N, K, _layout(B)[0]))
