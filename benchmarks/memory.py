@@ -28,7 +28,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def measure(
     widths: list[int], optimizer: str, batch: int, rows: int, dtype: str, device: str, through: str, counter: str
 ) -> dict[str, Any]:
-    """Train one epoch, and say how far memory rose above the level with modules and data set in place.
+    """Train two epochs, and say how far memory rose above the level with modules and data set in place.
 
     Args:
         widths: Of a sigmoid network with softmax cross-entropy.
@@ -41,32 +41,48 @@ def measure(
         counter: ``"resident"`` or ``"traced"``; a GPU has its own.
 
     Returns:
-        ``peak_bytes``, and what the plan says: ``workspace_bytes``, ``parameter_bytes``, ``gradient_bytes``,
-        ``state_bytes``, ``minibatch_bytes``, and their sum ``planned_bytes``.
+        ``peak_bytes``, and what is planned: ``plan_bytes`` (`StepPlan.bytes_held`), ``parameter_bytes``,
+        ``gradient_bytes``, ``state_bytes``; for `gpubp.fit` also ``undo_bytes``, the copy of weights and state that an
+        epoch can be undone with, and ``order_bytes``, the shuffled indices of an epoch; their sum ``planned_bytes``.
     """
     rng = np.random.default_rng(0)
     X = gpubp.to_device(rng.standard_normal((rows, widths[0]), dtype=np.dtype(dtype)), device)
     T = gpubp.to_device(rng.integers(widths[-1], size=rows), device)
+    order = rng.permutation(rows)[: rows // batch * batch].astype(np.int64)
+    index = gpubp.to_device(order.reshape(-1, batch), device)
     start_libraries(X, optimizer)
     peak = {"resident": ResidentPeak, "traced": TracedPeak}[counter]() if device == "cpu" else PoolPeak()
     network = gpubp.mlp(widths, activation="sigmoid", dtype=dtype, device=device, rng=0)
-    updates = gpubp.optimizer_by_name(optimizer)
+    updates, held = gpubp.optimizer_by_name(optimizer), _PlanBytes()
     if through == "fit":
-        gpubp.fit(network, X, T, optimizer=updates, epochs=1, batch_size=batch, progress=False)
+        gpubp.fit(network, X, T, optimizer=updates, epochs=2, batch_size=batch, callbacks=[held], progress=False)
     else:
         network.plan = gpubp.StepPlan(network, batch)
-        order = rng.permutation(rows)[: rows // batch * batch].astype(np.int64)
-        index = gpubp.to_device(order.reshape(-1, batch), device)
-        network.plan.steps(X, T, None, index, updates)
+        for _ in range(2):
+            network.plan.steps(X, T, None, index, updates)
+        held.on_epoch_end(network, {})
     peak_bytes = peak.bytes()
+    state = sum(int(array.nbytes) for array in updates.state.values())
     planned = {
-        "workspace_bytes": network.plan.workspace_bytes,
+        "plan_bytes": held.bytes,
         "parameter_bytes": int(network.theta.nbytes),
         "gradient_bytes": int(network.dL_dtheta.nbytes),
-        "state_bytes": sum(int(array.nbytes) for array in updates.state.values()),
-        "minibatch_bytes": batch * (widths[0] * X.itemsize + T.itemsize),
+        "state_bytes": state,
+        "undo_bytes": int(network.theta.nbytes) + state if through == "fit" else 0,
+        "order_bytes": 8 * rows if through == "fit" else 0,
     }
     return {"peak_bytes": peak_bytes, **planned, "planned_bytes": sum(planned.values())}
+
+
+class _PlanBytes(gpubp.Callback):
+    """What the plan holds at the end of an epoch; at the end of the training it lets go of some of it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def on_epoch_end(self, network: gpubp.Network, measured: Any) -> bool:
+        self.bytes = network.plan.bytes_held
+        return False
 
 
 def start_libraries(X: Any, optimizer: str) -> None:

@@ -106,14 +106,14 @@ def _accuracy(infos: list[Info]) -> list[Table]:
 
 def _memory(infos: list[Info]) -> list[Table]:
     return _listed(
-        "peak memory of a training beyond its data, over what the plan says (workspace, parameters, gradient, "
-        "optimizer state, minibatch)",
+        "peak memory of a training beyond its data, over what is planned: what the plan says it holds, parameters, "
+        "gradient, optimizer state; in `fit` also the copy that an epoch can be undone with, and the epoch's order",
         infos,
         {
             "net": lambda info: _label(info, "net", "optimizer"),
             "batch": lambda info: f"{info['batch']:,}",
             "through": lambda info: info["through"],
-            "plan MiB": lambda info: f"{info['planned_bytes'] / 2**20:,.2f}",
+            "planned MiB": lambda info: f"{info['planned_bytes'] / 2**20:,.2f}",
             "peak MiB": lambda info: f"{info['peak_bytes'] / 2**20:,.2f}",
             "peak / plan": lambda info: f"{info['peak_over_plan']:.2f}",
             "traced / plan": lambda info: f"{info['traced_over_plan']:.2f}" if "traced_over_plan" in info else "-",

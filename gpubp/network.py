@@ -148,14 +148,20 @@ class Network:
         kept = (layer for layer in all_layers(self.layers) if layer.keeps_statistics and not layer.inner)
         return [array for layer in kept for array in layer.constants.values()]
 
-    def snapshot(self) -> tuple[Array, list[Array], int]:
-        """A copy of all that training changes, the optimizer's state apart, for `restore`."""
-        return self.theta.copy(), [array.copy() for array in self.statistics], self.draws.steps
+    def snapshot(self, *, weights: bool = True) -> tuple[Array | None, list[Array], int]:
+        """A copy of all that training changes, the optimizer's state apart, for `restore`.
 
-    def restore(self, snapshot: tuple[Array, list[Array], int]) -> None:
+        Args:
+            weights: Whether theta is part of it; what a forward or backward pass changes is all the rest.
+        """
+        theta = self.theta.copy() if weights else None
+        return theta, [array.copy() for array in self.statistics], self.draws.steps
+
+    def restore(self, snapshot: tuple[Array | None, list[Array], int]) -> None:
         """Go back to a snapshot."""
         theta, statistics, self.draws.steps = snapshot
-        self.theta[...] = theta
+        if theta is not None:
+            self.theta[...] = theta
         for array, kept in zip(self.statistics, statistics, strict=True):
             array[...] = kept
 

@@ -94,8 +94,8 @@ class StepPlan:
         """Bytes of the arrays that this plan has made by now, and keeps; a first call of `steps` makes some of them.
 
         They are the workspace, minibatches, the index and the losses of the steps of a launch, and the gradient that
-        micro-batches add up to. Left out are what belongs to the network and to the optimizer, the sums of parts that
-        some kernels keep, and copies of theta while a recording is tried.
+        micro-batches add up to. Left out are what belongs to the network and to the optimizer, the small arrays that
+        some kernels keep (sums of parts, a matrix laid out anew), and a copy of the gradient while a recording is tried.
         """
         arrays = [self.workspace, self._L, *chain(*self._examples.values())]
         if self._dL_dtheta is not self.network.dL_dtheta:
@@ -324,7 +324,7 @@ class StepPlan:
             written=lambda: [plan.workspace, plan.network.dL_dtheta, *chain(*plan._examples.values())],
             examples=data[0].shape[-2],
         )
-        before = self.network.snapshot()
+        before = self.network.snapshot(weights=False)
         try:
             if not self.network.device.is_cuda:
                 return programmed(step, rows, optimizer)
@@ -367,8 +367,7 @@ class StepPlan:
         size = workspace.lay_out(workspace.lives(network, N, self.stacked), itemsize)
         of_targets = max(network.n_out * itemsize, np.dtype(np.int64).itemsize)  # which may be class indices
         minibatch = members * N * ((network.n_in + 1) * itemsize + of_targets)
-        statistics = sum(array.nbytes for array in network.statistics)
-        copies = 2 * (network.theta.nbytes + statistics)  # of what recording must not change
+        copies = 2 * sum(array.nbytes for array in network.statistics)  # of what recording must not change
         gradient = network.theta.nbytes if N < batch_size else 0  # of the whole step
         recordings = 2 * StepToRecord.index_bytes(batch_size)  # of the full batch, and of the last one
         parts = (size * itemsize, minibatch, copies, gradient, recordings, cublas.workspace_bytes(), SMALL_BYTES)

@@ -14,7 +14,7 @@ from gpubp import cpu, cuda
 from gpubp.backend import Array, to_host
 from gpubp.callbacks import Callback, History, Progress
 from gpubp.data.minibatches import Minibatches, Order, StreamedMinibatches, in_order, shuffled
-from gpubp.data.prepared import CHECKED_ELEMENTS, prepared
+from gpubp.data.prepared import prepared
 from gpubp.errors import SettingError, TrainingDivergedError
 from gpubp.examples import RowsOf
 from gpubp.network import Network, require_batch_size
@@ -29,6 +29,9 @@ LAUNCH_SECONDS = 0.05
 
 CUDA_STEPS = 32
 """Steps of the first launch on a device: those of the longest CUDA graph."""
+
+NORM_ELEMENTS = {"cpu": 2**14, "cuda": 2**18}
+"""Elements of a gradient whose squares are kept at a time for its norm: few on the CPU, to stay in cache."""
 
 MEASURES = ("epoch", "loss", "seconds", "examples_per_second", "learning_rate", "gradient_norm")
 
@@ -177,7 +180,7 @@ class Trainer:
         copies = theta.nbytes + sum(array.nbytes for array in network.statistics)
         of_order = 8 * batches.N
         of_losses = 2 * len(batches) * network.dtype.itemsize * (network.members or 1)
-        of_norm = 2 * 8 * min(theta.size, CHECKED_ELEMENTS)
+        of_norm = 2 * 8 * min(theta.size, NORM_ELEMENTS[network.device.kind])
         return int(copies + self.optimizer.bytes_to_train(theta) + of_order + of_losses + of_norm)
 
     def _epoch(self, plan: StepPlan, batches: Minibatches, bar: Progress, done: int, epochs: int) -> dict[str, Any]:
@@ -287,9 +290,13 @@ def _largest(array: Array) -> str:
 def norm_of(gradient: Array) -> np.ndarray[Any, Any]:
     """The Euclidean norm of a gradient (P,), or of each row of (E, P), summed in float64."""
     *lead, P = gradient.shape
+    kind = "cpu" if isinstance(gradient, np.ndarray) else "cuda"
     squares: Any = 0.0
-    for columns in row_slices(P, max(1, CHECKED_ELEMENTS // math.prod(lead))):
-        squares = squares + (gradient[..., columns].astype(np.float64) ** 2).sum(axis=-1)
+    for columns in row_slices(P, max(1, NORM_ELEMENTS[kind] // math.prod(lead))):
+        part = gradient[..., columns].astype(np.float64)
+        part *= part
+        squares = squares + part.sum(axis=-1)
+        del part  # before the next one is made
     norm: np.ndarray[Any, Any] = np.sqrt(to_host(squares))
     return norm
 
