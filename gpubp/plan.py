@@ -95,7 +95,7 @@ class StepPlan:
 
         They are the workspace, minibatches, the index and the losses of the steps of a launch, and the gradient that
         micro-batches add up to. Left out are what belongs to the network and to the optimizer, the small arrays that
-        some kernels keep (sums of parts, a matrix laid out anew), and a copy of the gradient while a recording is tried.
+        some kernels keep (sums of parts, a matrix laid out anew), and a copy of the gradient while recording is tried.
         """
         arrays = [self.workspace, self._L, *chain(*self._examples.values())]
         if self._dL_dtheta is not self.network.dL_dtheta:
