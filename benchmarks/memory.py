@@ -30,6 +30,8 @@ def measure(
 ) -> dict[str, Any]:
     """Train two epochs, and say how far memory rose above the level with modules and data set in place.
 
+    Two, as an epoch begins with a copy of the optimizer's state, and in the first one there is none yet.
+
     Args:
         widths: Of a sigmoid network with softmax cross-entropy.
         optimizer: Its name.
@@ -42,8 +44,9 @@ def measure(
 
     Returns:
         ``peak_bytes``, and what is planned: ``plan_bytes`` (`StepPlan.bytes_held`), ``parameter_bytes``,
-        ``gradient_bytes``, ``state_bytes``; for `gpubp.fit` also ``undo_bytes``, the copy of weights and state that an
-        epoch can be undone with, and ``order_bytes``, the shuffled indices of an epoch; their sum ``planned_bytes``.
+        ``gradient_bytes``, ``state_bytes``, and their sum ``planned_bytes``; then what `gpubp.fit` takes beside its
+        steps: ``undo_bytes``, the copy of weights and state that an epoch can be undone with, and ``order_bytes``, the
+        shuffled indices of an epoch.
     """
     rng = np.random.default_rng(0)
     X = gpubp.to_device(rng.standard_normal((rows, widths[0]), dtype=np.dtype(dtype)), device)
@@ -53,25 +56,27 @@ def measure(
     start_libraries(X, optimizer)
     peak = {"resident": ResidentPeak, "traced": TracedPeak}[counter]() if device == "cpu" else PoolPeak()
     network = gpubp.mlp(widths, activation="sigmoid", dtype=dtype, device=device, rng=0)
-    updates, held = gpubp.optimizer_by_name(optimizer), _PlanBytes()
+    updates = gpubp.optimizer_by_name(optimizer)
     if through == "fit":
+        held = _PlanBytes()
         gpubp.fit(network, X, T, optimizer=updates, epochs=2, batch_size=batch, callbacks=[held], progress=False)
+        plan_bytes = held.bytes
     else:
         network.plan = gpubp.StepPlan(network, batch)
         for _ in range(2):
             network.plan.steps(X, T, None, index, updates)
-        held.on_epoch_end(network, {})
+        plan_bytes = network.plan.bytes_held
     peak_bytes = peak.bytes()
     state = sum(int(array.nbytes) for array in updates.state.values())
+    theta_bytes = int(network.theta.nbytes)
     planned = {
-        "plan_bytes": held.bytes,
-        "parameter_bytes": int(network.theta.nbytes),
+        "plan_bytes": plan_bytes,
+        "parameter_bytes": theta_bytes,
         "gradient_bytes": int(network.dL_dtheta.nbytes),
         "state_bytes": state,
-        "undo_bytes": int(network.theta.nbytes) + state if through == "fit" else 0,
-        "order_bytes": 8 * rows if through == "fit" else 0,
     }
-    return {"peak_bytes": peak_bytes, **planned, "planned_bytes": sum(planned.values())}
+    beside = {"undo_bytes": theta_bytes + state, "order_bytes": 8 * rows} if through == "fit" else {}
+    return {"peak_bytes": peak_bytes, **planned, "planned_bytes": sum(planned.values()), **beside}
 
 
 class _PlanBytes(gpubp.Callback):

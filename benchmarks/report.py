@@ -106,17 +106,20 @@ def _accuracy(infos: list[Info]) -> list[Table]:
 
 def _memory(infos: list[Info]) -> list[Table]:
     return _listed(
-        "peak memory of a training beyond its data, over what is planned: what the plan says it holds, parameters, "
-        "gradient, optimizer state; in `fit` also the copy that an epoch can be undone with, and the epoch's order",
+        "peak memory of a training beyond its data, resident and as tracemalloc counts it, over what the plan says "
+        "(what it holds, parameters, gradient, optimizer state), and over that with what `fit` takes beside its steps "
+        "(the copy that an epoch can be undone with, the order of its examples)",
         infos,
         {
             "net": lambda info: _label(info, "net", "optimizer"),
             "batch": lambda info: f"{info['batch']:,}",
             "through": lambda info: info["through"],
-            "planned MiB": lambda info: f"{info['planned_bytes'] / 2**20:,.2f}",
-            "peak MiB": lambda info: f"{info['peak_bytes'] / 2**20:,.2f}",
-            "peak / plan": lambda info: f"{info['peak_over_plan']:.2f}",
+            "plan MiB": lambda info: f"{info['planned_bytes'] / 2**20:,.2f}",
+            "resident / plan": lambda info: f"{info['peak_over_plan']:.2f}",
             "traced / plan": lambda info: f"{info['traced_over_plan']:.2f}" if "traced_over_plan" in info else "-",
+            "traced / training": lambda info: (
+                f"{info['traced_over_training']:.2f}" if "traced_over_training" in info else "-"
+            ),
         },
     )
 

@@ -364,8 +364,8 @@ class _Library:
 
     def __init__(self, controller: Any) -> None:
         self.path = Path(controller.filepath)
-        self.kernels = str(getattr(controller, "architecture", None))
-        """For which processor OpenBLAS computes."""
+        self.architecture: str | None = getattr(controller, "architecture", None)
+        """The processor whose kernels it uses, by its own name; None where it does not tell."""
         self._controller, self._set = controller, _setter(controller)
         self._lock = threading.Lock()
         self._limits: dict[tuple[int, object], int] = {}  # by the thread that asked, and what it asked for

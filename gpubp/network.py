@@ -152,7 +152,7 @@ class Network:
         """A copy of all that training changes, the optimizer's state apart, for `restore`.
 
         Args:
-            weights: Whether theta is part of it; what a forward or backward pass changes is all the rest.
+            weights: Whether theta is part of it; a forward or backward pass of this library's layers changes the rest.
         """
         theta = self.theta.copy() if weights else None
         return theta, [array.copy() for array in self.statistics], self.draws.steps
@@ -164,6 +164,10 @@ class Network:
             self.theta[...] = theta
         for array, kept in zip(self.statistics, statistics, strict=True):
             array[...] = kept
+
+    def has_weights_of(self, snapshot: tuple[Array | None, list[Array], int]) -> bool:
+        """Whether theta is what it was when this snapshot of it was taken."""
+        return bool((self.theta == snapshot[0]).all())
 
     @property
     def parameters(self) -> Mapping[str, Array]:

@@ -95,7 +95,8 @@ class StepPlan:
 
         They are the workspace, minibatches, the index and the losses of the steps of a launch, and the gradient that
         micro-batches add up to. Left out are what belongs to the network and to the optimizer, the small arrays that
-        some kernels keep (sums of parts, a matrix laid out anew), and a copy of the gradient while recording is tried.
+        some kernels keep (sums of parts, a matrix laid out anew), and copies of theta and of its gradient that last as
+        long as a recording is made.
         """
         arrays = [self.workspace, self._L, *chain(*self._examples.values())]
         if self._dL_dtheta is not self.network.dL_dtheta:
@@ -324,11 +325,14 @@ class StepPlan:
             written=lambda: [plan.workspace, plan.network.dL_dtheta, *chain(*plan._examples.values())],
             examples=data[0].shape[-2],
         )
-        before = self.network.snapshot(weights=False)
+        before = self.network.snapshot()
         try:
             if not self.network.device.is_cuda:
-                return programmed(step, rows, optimizer)
+                recording = programmed(step, rows, optimizer)
+                return recording if self.network.has_weights_of(before) else None
             recording = captured(step, rows, optimizer, self._stream)
+            if not self.network.has_weights_of(before):
+                raise NotImplementedError("a layer changes the weights in its passes")
             self.why_not_captured = None
             return recording
         except NotFiniteError:  # the training diverges, and is told so at the end of the epoch
@@ -341,7 +345,7 @@ class StepPlan:
                 reason = f"there is no cuBLAS but CuPy's, which can't be captured ({without})"
         finally:
             self.network.draws.part = 0
-            self.network.restore(before)  # the steps that were tried have changed statistics
+            self.network.restore(before)  # the steps that were tried have changed statistics, at least
         if self.why_not_captured is None:
             warnings.warn(f"the training step is not captured as a CUDA graph: {reason}", stacklevel=2)
         self.why_not_captured = reason
@@ -367,7 +371,7 @@ class StepPlan:
         size = workspace.lay_out(workspace.lives(network, N, self.stacked), itemsize)
         of_targets = max(network.n_out * itemsize, np.dtype(np.int64).itemsize)  # which may be class indices
         minibatch = members * N * ((network.n_in + 1) * itemsize + of_targets)
-        copies = 2 * sum(array.nbytes for array in network.statistics)  # of what recording must not change
+        copies = network.theta.nbytes + 2 * sum(array.nbytes for array in network.statistics)  # while recording
         gradient = network.theta.nbytes if N < batch_size else 0  # of the whole step
         recordings = 2 * StepToRecord.index_bytes(batch_size)  # of the full batch, and of the last one
         parts = (size * itemsize, minibatch, copies, gradient, recordings, cublas.workspace_bytes(), SMALL_BYTES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpubp import cpu, cuda
-from gpubp.backend import Array, to_host
+from gpubp.backend import Array, array_module, to_host
 from gpubp.callbacks import Callback, History, Progress
 from gpubp.data.minibatches import Minibatches, Order, StreamedMinibatches, in_order, shuffled
 from gpubp.data.prepared import prepared
@@ -180,7 +179,7 @@ class Trainer:
         copies = theta.nbytes + sum(array.nbytes for array in network.statistics)
         of_order = 8 * batches.N
         of_losses = 2 * len(batches) * network.dtype.itemsize * (network.members or 1)
-        of_norm = 2 * 8 * min(theta.size, NORM_ELEMENTS[network.device.kind])
+        of_norm = 8 * min(theta.size, NORM_ELEMENTS[network.device.kind])
         return int(copies + self.optimizer.bytes_to_train(theta) + of_order + of_losses + of_norm)
 
     def _epoch(self, plan: StepPlan, batches: Minibatches, bar: Progress, done: int, epochs: int) -> dict[str, Any]:
@@ -289,14 +288,17 @@ def _largest(array: Array) -> str:
 
 def norm_of(gradient: Array) -> np.ndarray[Any, Any]:
     """The Euclidean norm of a gradient (P,), or of each row of (E, P), summed in float64."""
-    *lead, P = gradient.shape
-    kind = "cpu" if isinstance(gradient, np.ndarray) else "cuda"
-    squares: Any = 0.0
-    for columns in row_slices(P, max(1, NORM_ELEMENTS[kind] // math.prod(lead))):
-        part = gradient[..., columns].astype(np.float64)
-        part *= part
-        squares = squares + part.sum(axis=-1)
-        del part  # before the next one is made
+    P = gradient.shape[-1]
+    rows, xp = gradient.reshape(-1, P), array_module(gradient)
+    most = NORM_ELEMENTS["cpu" if xp is np else "cuda"]
+    squares = xp.zeros(len(rows), np.float64)
+    for some in row_slices(len(rows), max(1, most // max(1, P))):
+        for columns in row_slices(P, most):
+            part = rows[some, columns].astype(np.float64)
+            part *= part
+            squares[some] += part.sum(axis=-1)
+            del part  # before the next one is made
+    squares = squares.reshape(gradient.shape[:-1])
     norm: np.ndarray[Any, Any] = np.sqrt(to_host(squares))
     return norm
 

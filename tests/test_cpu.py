@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -198,6 +199,37 @@ def test_recording_leaves_network_and_optimizer_as_they_are(cpu_kernels):
     np.testing.assert_array_equal(net.theta, theta)
     assert optimizer.steps == 0
     assert not any(array.any() for array in optimizer.state.values())
+
+
+class Shrinking(gpubp.Dense, register=False):
+    """Its weights become smaller by themselves in each training step."""
+
+    def forward(self, X, out=None, *, training=False, rng=None):
+        self.parameters["W"][...] *= 0.5
+        return super().forward(X, out, training=training, rng=rng)
+
+
+class Bounded(gpubp.Dense, register=False):
+    """Its weights are cut off: doing that twice changes no more than doing it once."""
+
+    def forward(self, X, out=None, *, training=False, rng=None):
+        np.clip(self.parameters["W"], -0.05, 0.05, out=self.parameters["W"])
+        return super().forward(X, out, training=training, rng=rng)
+
+
+@pytest.mark.parametrize("layer", [Shrinking, Bounded])
+def test_a_layer_that_changes_its_weights_is_trained_step_by_step(cpu_kernels, layer):
+    rng = np.random.default_rng(0)
+    X, T, index = rng.normal(size=(50, 4)).astype("f4"), rng.integers(3, size=50), rng.integers(50, size=(2, 8))
+    thetas = []
+    for recorded in (True, False):
+        net = gpubp.Network([gpubp.Dense(4, 5), gpubp.Tanh(), layer(5, 3)], "softmax_cross_entropy", rng=0)
+        plan = gpubp.StepPlan(net, 8)
+        if not recorded:
+            plan._recorded_steps = lambda *_: 0
+        plan.steps(X, T, None, index, gpubp.SGD(1.0))
+        thetas.append(net.theta)
+    np.testing.assert_array_equal(*thetas)
 
 
 def test_an_optimizer_without_kernel_is_run_all_the_same(cpu_kernels):
@@ -489,6 +521,30 @@ def test_every_blas_is_found_and_that_of_the_kernels_among_them(cpu_kernels, bla
     loaded = {pool["filepath"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
     assert {str(library.path) for library in blas} == loaded
     assert {library.path for library in cpu.kernel_libraries()} <= {library.path for library in blas}
+
+
+@pytest.mark.parametrize(
+    ("names", "small"),
+    [
+        (["SkylakeX"], True),
+        (["SKYLAKEX", "Cooperlake"], True),
+        (["Haswell"], False),
+        (["SkylakeX", "Haswell"], False),
+        (["SkylakeX", None], False),
+        ([], False),
+    ],
+)
+def test_which_blas_has_kernels_for_small_products(cpu_kernels, monkeypatch, names, small):
+    libraries = [types.SimpleNamespace(architecture=name) for name in names]
+    monkeypatch.setattr(cpu, "kernel_libraries", lambda: libraries)
+    assert cpu_kernels.gemm._has_small_kernels.__wrapped__() is small
+
+
+def test_the_name_of_the_processor_is_the_one_that_blas_tells(cpu_kernels):
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    told = {pool["filepath"]: pool.get("architecture") for pool in threadpoolctl.threadpool_info()}
+    for library in cpu.kernel_libraries():
+        assert library.architecture == told[str(library.path)]
 
 
 def test_a_kernel_calls_blas_on_its_own_thread(cpu_kernels, blas, monkeypatch):

@@ -404,7 +404,7 @@ def test_too_little_memory_for_a_plan_says_how_much_it_takes(fake_cupy, small_co
     net = gpubp.mlp([6, 100, 3], device="cuda")
     itemsize, N = 4, 20_000
     minibatch = N * (6 + 1 + 3) * itemsize
-    recordings = 2 * 32 * N * 8  # examples of the steps of a graph
+    recordings = 2 * 32 * N * 8 + net.theta.nbytes  # examples of the steps of a graph; weights to go back to
     needed = gpubp.StepPlan(net, N).workspace_bytes + minibatch + recordings + 32 * 16 + 2**12
     fake.machine.free_bytes = needed
     gpubp.StepPlan(net, N)

@@ -23,43 +23,61 @@ DEPTH = 512
 MOST_PIECES = 32
 """... but not into more sums than this."""
 SMALL_PRODUCT = 1_000_000
-"""Multiplications up to which OpenBLAS computes without copying its factors first (its ``interface/gemm.c``,
-``SMALL_MATRIX_OPT``), which is faster than what it does with larger products. So these are cut into tiles: ..."""
-TILE = 64, 64, 240
-"""... of so many rows and columns of the result and terms of its sum, or more of one where there are few of another,
-..."""
-WITHOUT_COPIES = {"SkylakeX", "Cooperlake", "SapphireRapids"}
-"""... on processors that it knows by these names, ..."""
-MOST_FACTOR = 2**20
-"""... with a second factor of so many elements at most, which the caches hold, and which does not lie transposed."""
-WORTH_TURNING = 512, 128 * 128
-"""Rows of a product from which on it pays to lay a second factor that lies transposed out anew, if that has so many
-elements at most: OpenBLAS is good at larger ones as they are."""
-FEW = 32
-"""Elsewhere it pays where a factor has so few rows, or columns, that the copy outweighs the arithmetic: then the result
-is cut into small products, of so many rows, or columns, at least."""
+"""Multiplications up to which OpenBLAS computes without copying its factors first, where it has kernels for that: see
+``SMALL_MATRIX_OPT`` in its ``interface/gemm.c``, and ``sgemm_small_kernel_permit_skylakex.c``. Larger products are cut
+into tiles that are so small, where that was measured to be faster: up to 1.4 times with many rows, 6 times with few."""
+WITH_SMALL_KERNELS = {"skylakex", "cooperlake", "sapphirerapids"}
+"""The processors that it has them for, by its own names: those with AVX-512, of AMD too."""
+TILE_ROWS, TILE_COLUMNS, TILE_TERMS = 64, 64, 240
+"""Rows and columns of the result in a tile, and terms of its sum; more of one where there are few of another."""
+NEAR_ROWS, NEAR_FACTOR = 2048, 2**22
+"""Bytes of a row of the second factor, and of all of it, up to which tiles of many rows are faster: each of them reads
+it anew, row after row. BLAS's own copy of it is in one piece."""
+TURNED_ELEMENTS, TURNED_TERMS, LEAST_TURNED_TERMS = 1200, 833, 64
+"""Elements of a result in a tile, and terms of its sum, where the second factor lies transposed: OpenBLAS refuses more
+elements, and more terms would be no small product. Fewer terms than the least are no faster so, ..."""
+TERMS_TO_ROWS = 2
+"""... nor are fewer than so many for each row of the result."""
+LEAST_ROWS_TO_TURN, MOST_ELEMENTS_TO_TURN = 512, 128 * 128
+"""Rows of a result from which on it pays to lay a second factor that lies transposed out anew, and the elements that
+this has at most: OpenBLAS is good at larger ones as they are."""
 FLOPS_PER_NANOSECOND = 100
 """About what a core does, to tell work worth sharing between threads."""
 
 _GEMM = {"f": "sgemm", "d": "dgemm"}
 
+LAYOUT = 14
+A_TURNED, A_LEADING, B_TURNED, B_LEADING, C_LEADING, *_BYTES = range(LAYOUT)
+A_DOWN, A_RIGHT, B_DOWN, B_RIGHT, C_DOWN, ITEMSIZE, ROWS, COLUMNS, TERMS = _BYTES
+"""Where `_layouts` has what: whether a matrix lies transposed, and its leading dimension, in elements, as BLAS takes
+them; bytes to the next row and to the next column; the sizes of a tile."""
+
 
 @register_jitable
 def _in_tiles(Real: Any, gemm: int, a: Any, sizes: Any, matrices: Any) -> None:
-    """``C = A @ B`` of sizes (M, N, K), matrices at addresses (A, B, C), tile by tile.
+    """``C = A @ B``, (M, K) @ (K, N) -> (M, N), tile by tile.
 
-    ``a`` holds, from its begin, whether A is transposed and its leading dimension; the same of B; bytes from one row of
-    A to the next, from one column, from one row of B, from one column; the same of C; the sizes of a tile.
+    Args:
+        Real: NumPy scalar type of the elements.
+        gemm: Address of ``sgemm`` or ``dgemm``.
+        a: What `_layouts` gives.
+        sizes: (M, N, K).
+        matrices: Addresses of A, B and C.
     """
     M, N, K = sizes
     A, B, C = matrices
-    for i in range(0, M, a[10]):
-        for k in range(0, K, a[12]):
-            for j in range(0, N, a[11]):
+    for i in range(0, M, a[ROWS]):
+        for k in range(0, K, a[TERMS]):
+            for j in range(0, N, a[COLUMNS]):
+                tile = min(a[COLUMNS], N - j), min(a[ROWS], M - i), min(a[TERMS], K - k)
+                places = (
+                    B + k * a[B_DOWN] + j * a[B_RIGHT],
+                    A + i * a[A_DOWN] + k * a[A_RIGHT],
+                    C + i * a[C_DOWN] + j * a[ITEMSIZE],
+                )
                 # BLAS counts along columns first. What it sees is C.mT = B.mT @ A.mT.
-                part = min(a[11], N - j), min(a[10], M - i), min(a[12], K - k), a[3], a[1], a[8]
-                places = B + k * a[6] + j * a[7], A + i * a[4] + k * a[5], C + (i * a[8] + j) * a[9]
-                call_gemm(gemm, Real, (a[2], a[0]), part, places, k > 0)
+                strides = a[B_LEADING], a[A_LEADING], a[C_LEADING]
+                call_gemm(gemm, Real, (a[B_TURNED], a[A_TURNED]), tile + strides, places, k > 0)
 
 
 @kernel
@@ -72,10 +90,10 @@ def _matmul(Real: Any) -> Any:
             first, last = max(begin - e * pieces, 0) * GRAIN, min((end - e * pieces) * GRAIN, extent)
             A, B, C = a[0] + e * a[8], a[1] + e * a[9], a[2] + e * a[10]
             if by_rows:
-                matrices = A + first * layout[4], B, C + first * layout[8] * layout[9]
+                matrices = A + first * layout[A_DOWN], B, C + first * layout[C_DOWN]
                 _in_tiles(Real, a[11], layout, (last - first, N, K), matrices)
             else:
-                matrices = A, B + first * layout[7], C + first * layout[9]
+                matrices = A, B + first * layout[B_RIGHT], C + first * layout[ITEMSIZE]
                 _in_tiles(Real, a[11], layout, (M, last - first, K), matrices)
 
     return matmul
@@ -88,8 +106,8 @@ def _matmul_by_depth(Real: Any) -> Any:
         layout = vector(np.int64, a[11], LAYOUT)
         for item in range(begin, end):
             e, start = item // pieces, item % pieces * depth
-            A, B = a[0] + e * a[8] + start * layout[5], a[1] + e * a[9] + start * layout[6]
-            matrices = A, B, a[2] + item * M * N * layout[9]
+            A, B = a[0] + e * a[8] + start * layout[A_RIGHT], a[1] + e * a[9] + start * layout[B_DOWN]
+            matrices = A, B, a[2] + item * M * layout[C_DOWN]
             _in_tiles(Real, a[10], layout, (M, N, min(depth, K - start)), matrices)
 
     return matmul_by_depth
@@ -160,10 +178,10 @@ def matmul(A: Array, B: Array, out: Array, precision: str) -> Array:
         return _outer(A, B, out)
     by_rows = M >= N
     pieces = -(-(M if by_rows else N) // GRAIN)
-    if M >= WORTH_TURNING[0] and N * K <= WORTH_TURNING[1] and _layout(B)[0] and _has_small_kernels():
+    if M >= LEAST_ROWS_TO_TURN and N * K <= MOST_ELEMENTS_TO_TURN and _layout(B)[0] and _has_small_kernels():
         B = _turned(B)
     strides = map(_member_stride, (A, B, out))
-    layout = _layouts(A, B, out, _tile(M, N, K, _layout(B)[0]))
+    layout = _layouts(A, B, out, K)
     arguments = (A, B, out, M, N, K, by_rows, pieces, *strides, _gemm(out.dtype.char), layout)
     nanoseconds = 2 * M * N * K / pieces / FLOPS_PER_NANOSECOND
     items = math.prod(out.shape[:-2]) * pieces
@@ -171,34 +189,40 @@ def matmul(A: Array, B: Array, out: Array, precision: str) -> Array:
     return out
 
 
-def _tile(M: int, N: int, K: int, B_transposed: bool) -> tuple[int, int, int]:
-    """How many rows and columns of the result, and terms of its sum, to give to BLAS at a time."""
-    if not B_transposed and N * K <= MOST_FACTOR and _has_small_kernels():
-        rows, columns, terms = TILE
-        terms = -(-K // -(-K // terms))  # parts of about one size
-        columns = min(N, max(columns, SMALL_PRODUCT // (rows * terms) // GRAIN * GRAIN))
-        return max(rows, SMALL_PRODUCT // (columns * terms) // GRAIN * GRAIN), columns, terms
-    extent, other, few = (M, N, K) if M >= N else (N, M, M)
-    if 1 < few <= FEW:
-        extent = max(FEW, SMALL_PRODUCT // (other * K) // FEW * FEW)
-    return (extent, N, K) if M >= N else (M, extent, K)
+def _layouts(A: Array, B: Array, out: Array, terms: int) -> Array:
+    """What `_in_tiles` takes, for sums of so many terms."""
+    (M, N), (A_turned, A_leading), (B_turned, B_leading) = out.shape[-2:], _layout(A), _layout(B)
+    tile = _tile(M, N, terms, A_turned, B_turned, out.itemsize)
+    leading = A_turned, A_leading, B_turned, B_leading, max(1, N)
+    return np.array([*leading, *A.strides[-2:], *B.strides[-2:], N * out.itemsize, out.itemsize, *tile], np.int64)
+
+
+def _tile(M: int, N: int, K: int, A_turned: bool, B_turned: bool, itemsize: int) -> tuple[int, int, int]:
+    """How many rows and columns of a result (M, N), and of the K terms of its sum, to give to BLAS at a time."""
+    whole = M, N, K
+    if not _has_small_kernels() or (A_turned and B_turned):
+        return whole
+    if B_turned:
+        if M > TILE_ROWS or K < max(LEAST_TURNED_TERMS, TERMS_TO_ROWS * M):
+            return whole
+        return M, TURNED_ELEMENTS // M // GRAIN * GRAIN, _part(K, TURNED_TERMS)
+    is_near = N * itemsize <= NEAR_ROWS and K * N * itemsize <= NEAR_FACTOR
+    if M * N * K <= SMALL_PRODUCT or (M > TILE_ROWS and not is_near):
+        return whole
+    rows, terms = min(M, TILE_ROWS), _part(K, TILE_TERMS)
+    columns = min(N, max(TILE_COLUMNS, SMALL_PRODUCT // (rows * terms) // GRAIN * GRAIN))
+    return max(rows, SMALL_PRODUCT // (columns * terms) // GRAIN * GRAIN), columns, terms
+
+
+def _part(size: int, most: int) -> int:
+    """The size of parts of about one size, of which none is larger than the most."""
+    return -(-size // -(-size // most))
 
 
 @functools.cache
 def _has_small_kernels() -> bool:
-    return any(library.kernels in WITHOUT_COPIES for library in cpu.kernel_libraries())
-
-
-LAYOUT = 13
-"""How many numbers `_layouts` gives."""
-
-
-def _layouts(A: Array, B: Array, out: Array, tile: tuple[int, int, int]) -> Array:
-    """What `_in_tiles` takes."""
-    leading = max(1, out.shape[-1])
-    return np.array(
-        [*_layout(A), *_layout(B), *A.strides[-2:], *B.strides[-2:], leading, out.itemsize, *tile], np.int64
-    )
+    names = [(library.architecture or "").lower() for library in cpu.kernel_libraries()]
+    return bool(names) and all(name in WITH_SMALL_KERNELS for name in names)
 
 
 def _turned(B: Array) -> Array:
@@ -226,7 +250,7 @@ def _by_depth(A: Array, B: Array, out: Array) -> Array:
     depth = max(DEPTH, -(-K // MOST_PIECES))
     pieces = -(-K // depth)
     partial = np.empty((*out.shape[:-2], pieces, M * N), out.dtype)
-    layout = _layouts(A, B, out, _tile(M, N, depth, _layout(B)[0]))
+    layout = _layouts(A, B, out, depth)
     strides = map(_member_stride, (A, B))
     arguments = (A, B, partial, M, N, K, pieces, depth, *strides, _gemm(out.dtype.char), layout)
     nanoseconds = 2 * M * N * depth / FLOPS_PER_NANOSECOND

@@ -81,7 +81,11 @@ def test_parts_alone_use_the_arrays_of_the_step(throughput):
 
 @pytest.mark.parametrize("batch", [8, 1024])
 def test_parts_are_programs_of_some_of_the_steps_lines(throughput, cpu_kernels, monkeypatch, batch):
-    """With 1,024 examples a weight gradient is a kernel of sums of some of its terms, and another that adds them up."""
+    """With 1,024 examples a weight gradient is a kernel of sums of some of its terms, and another that adds them up.
+
+    The second layer's weights, which lie transposed in its backward pass, are laid out anew before that product, where
+    the BLAS has kernels for small products.
+    """
     cells, cpu = importlib.import_module("benchmarks.cells"), importlib.import_module("gpubp.cpu")
     X, T = cells.random_data(batch, 20, 4, "cpu")
     step, ran, run = throughput.Step(cells.Cell((20, 8, 4), "adam", "cpu", batch), X, T), [], cpu.Program.run
@@ -96,7 +100,10 @@ def test_parts_are_programs_of_some_of_the_steps_lines(throughput, cpu_kernels, 
     bare, nanoseconds_of_bare = lines_of(step.bare)
     gather, _ = lines_of(step.gather)
     assert gather < bare < whole
-    assert (gather.total(), bare.total()) == (2, 2 + 5 + (2 if batch == 1024 else 0))
+    assert (gather.total(), bare.total()) == (
+        2,
+        2 + 5 + (2 + cpu_kernels.gemm._has_small_kernels() if batch == 1024 else 0),
+    )
     assert nanoseconds_of_bare == pytest.approx(
         nanoseconds, rel=0.01
     )  # what decides on threads, but for the loss's store

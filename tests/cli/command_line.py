@@ -50,7 +50,11 @@ def process(*arguments, **settings):
 def complaints(stderr):
     """What a program says to stderr, but that it compiles kernels: the first one on a machine does."""
     lines = stderr.splitlines(keepends=True)
-    return "".join(line for line in lines if not line.startswith("compiling CPU kernels for this machine, "))
+    return "".join(
+        line
+        for line in lines
+        if not line.startswith("compiling CPU kernels for this machine, once, as they are needed; ")
+    )
 
 
 def write_csv(path, columns):

@@ -60,6 +60,25 @@ def test_the_normal_distribution_is_within_the_stated_error():
     assert max(above, below) <= functions.NORMAL_ULPS
 
 
+@njit(nogil=True, **FLAGS)
+def worst_ulps_of_the_sigmoid(first: int, last: int) -> float:
+    """As `worst_ulps`, over every third number."""
+    worst = 0.0
+    for k in range(first, last, 3):
+        x = float32_of_bits(np.int32(k))
+        true = 1.0 / (1.0 + math.exp(-np.float64(x)))
+        exponent = math.floor(math.log2(true))
+        worst = max(worst, abs(np.float64(functions.sigmoid(x)) - true) / 2.0 ** (exponent - 23))
+    return worst
+
+
+def test_the_sigmoid_is_within_the_stated_error():
+    negative = int(np.int32(-(2**31)))
+    above = worst_ulps_of_the_sigmoid(bits(SMALL), bits(np.float32(100)))
+    below = worst_ulps_of_the_sigmoid(negative + bits(SMALL), negative + bits(-LOWEST))
+    assert max(above, below) <= functions.SIGMOID_ULPS
+
+
 def test_the_normal_distribution_has_its_ends_and_its_middle():
     X = np.float32([0.0, 1e-30, -1e-45, -14, -1e30, -np.inf, 14, 1e30, np.inf])
     for dtype in ("float32", "float64"):
@@ -136,7 +155,23 @@ def test_the_logarithm_passes_nan_on():
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "tanh"])
-def test_activations_pass_nan_on_and_saturate_at_infinity(name):
-    low, high, nan = values(getattr(functions, name), np.float32([-np.inf, np.inf, np.nan]))
-    assert (low, high) == ((0 if name == "sigmoid" else -1), 1)
-    assert np.isnan(nan)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("times", [1, 33])  # one by one, and in vector registers
+def test_activations_pass_nan_on_and_saturate_at_infinity(name, dtype, times):
+    X = np.tile(np.array([-np.inf, np.inf, np.nan], dtype), times)
+    low, high, nan = values(getattr(functions, name), X).reshape(times, 3).T
+    np.testing.assert_array_equal(low, 0 if name == "sigmoid" else -1)
+    np.testing.assert_array_equal(high, 1)
+    assert np.isnan(nan).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_sigmoid_of_a_constant_nan_is_nan(dtype):
+    """A conversion of NaN to a whole number may become anything where the compiler sees it coming."""
+    number = getattr(np, dtype)
+
+    @njit(**FLAGS)
+    def of_nan():
+        return functions.sigmoid(number(np.nan))
+
+    assert np.isnan(of_nan())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -269,17 +268,64 @@ def test_matrix_products(sizes, transposed, members, dtype, small_kernels, launc
         assert launches == [*turned, "outer_product" if K == 1 else "matmul"]
 
 
-@pytest.mark.parametrize("sizes", [(64, 64, 64), (1000, 10, 128), (3, 240, 64), (512, 784, 128), (90, 1, 3000)])
-def test_tiles_are_small_products(sizes, monkeypatch):
+@pytest.mark.parametrize(
+    ("sizes", "turned", "itemsize", "tile"),
+    [
+        ((64, 64, 64), (False, False), 4, (64, 64, 64)),  # small as it is
+        ((2048, 64, 64), (False, False), 4, (240, 64, 64)),
+        ((2048, 784, 128), (False, False), 4, (64, 64, 196)),
+        ((784, 512, 128), (True, False), 4, (64, 80, 171)),
+        ((8, 784, 512), (False, False), 4, (8, 512, 196)),
+        ((8, 2048, 4096), (False, False), 4, (8, 544, 228)),  # few rows: each element of the factor is read once
+        ((2048, 128, 4096), (False, False), 4, (2048, 4096, 128)),  # rows that lie too far apart
+        ((2048, 128, 512), (False, False), 8, (2048, 512, 128)),
+        ((784, 8192, 512), (True, False), 4, (784, 512, 8192)),  # more than the caches hold
+        ((8, 512, 784), (False, True), 4, (8, 144, 512)),
+        ((8, 1000, 300), (False, True), 4, (8, 144, 500)),
+        ((8, 40, 128), (False, True), 4, (8, 128, 40)),  # too short a sum
+        ((64, 100, 300), (False, True), 4, (64, 300, 100)),
+        ((65, 512, 784), (False, True), 4, (65, 784, 512)),  # too many rows
+        ((8, 512, 784), (True, True), 4, (8, 784, 512)),
+    ],
+)
+def test_tiles(sizes, turned, itemsize, tile, monkeypatch):
     M, K, N = sizes
     cpu_gemm = cpu.kernels().gemm
-    monkeypatch.setattr(cpu_gemm, "_has_small_kernels", lambda: True)
-    rows, columns, terms = cpu_gemm._tile(M, N, K, False)
-    assert math.prod(map(min, (rows, columns, terms), (M, N, K))) <= cpu_gemm.SMALL_PRODUCT
-    assert rows >= 64
-    assert columns >= min(N, 64)
-    assert terms >= min(K, 120)
-    assert cpu_gemm._tile(M, 2**21 // K, K, False) == cpu_gemm._tile(M, 2**21 // K, K, True)  # too large a factor
+    for small_kernels, expected in ((True, tile), (False, (M, N, K))):
+        monkeypatch.setattr(cpu_gemm, "_has_small_kernels", lambda small=small_kernels: small)
+        assert cpu_gemm._tile(M, N, K, *turned, itemsize) == expected
+
+
+def in_parts(launch, parts):
+    """What a launch computes, the range of its work items cut into so many."""
+    with cpu.recorded(run=False) as lines:
+        result = launch()
+    program = cpu.Program(lines)
+    program.code[:, 3] = parts
+    cpu.kernels().team.run_alone(program.code, 1, parts)
+    return result
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+@pytest.mark.parametrize("members", [None, 3])
+def test_a_product_with_a_factor_laid_out_anew_in_parts(members, parts, monkeypatch):
+    monkeypatch.setattr(cpu.kernels().gemm, "_has_small_kernels", lambda: True)
+    A = random(*([members] if members else []), 600, 70)
+    B = stored(*([members] if members else []), 70, 50, transposed=True, dtype="float64", seed=1)
+    out = np.full((*A.shape[:-1], 50), np.nan)
+    assert_close(in_parts(lambda: gemm.matmul(A, B, out), parts), A @ B, "float64", scale=4)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+@pytest.mark.parametrize(("columns", "dtype"), [(1, "int64"), (7, "float32"), (70, "float32"), (2000, "float64")])
+@pytest.mark.parametrize("members", [None, 3])
+def test_a_gather_in_parts(members, columns, dtype, parts):
+    """Rows of some bytes and of some thousands, more than are looked ahead; what is no index is the nearest one."""
+    X = (random(*([members] if members else []), 90, columns) * 1000).astype(dtype)
+    index = np.random.default_rng(0).integers(-20, 110, size=131)
+    out = np.zeros((*X.shape[:-2], 131, columns), dtype)
+    expected = X[..., index.clip(0, 89), :]
+    np.testing.assert_array_equal(in_parts(lambda: gather.gather(X, index, out, -2), parts), expected)
 
 
 def test_a_product_with_every_second_element_of_a_row(launches):
