@@ -13,7 +13,7 @@ from .results import SUBJECT, Results, rate
 
 MARKERS = "osD^v<>pPX*hd"
 ROOFLINE = "roofline (what fits in the caches\nfrom there, else from memory)"
-LEGEND_INCHES = 2.2
+LEGEND_INCHES = 2.0
 """Width of a column of the legend."""
 ROOFLINE_OF_MEMORY = "roofline (data from memory)"
 """Where the rate of the caches is not known."""
@@ -29,7 +29,7 @@ def draw(results: Results, path: Path) -> None:
     from matplotlib.figure import Figure
 
     nets, optimizers = (list(dict.fromkeys(panel[k] for panel in results.panels)) for k in (0, 1))
-    figure = Figure(figsize=(max(5.2 * len(nets), 7), 3.7 * len(optimizers) + 1.7), layout="constrained")
+    figure = Figure(figsize=(max(4.2 * len(nets), 7), 3.4 * len(optimizers) + 1.6), layout="constrained")
     grid = figure.subplots(len(optimizers), len(nets), squeeze=False, sharex=True)
     for row, optimizer in enumerate(optimizers):
         for column, net in enumerate(nets):
@@ -50,9 +50,9 @@ def draw(results: Results, path: Path) -> None:
         names,
         loc="outside lower center",
         ncols=min(len(names), int(figure.get_figwidth() / LEGEND_INCHES)),
-        fontsize=8,
+        fontsize=9,
     )
-    figure.suptitle(_title(results), fontsize=9)
+    figure.suptitle(_title(results), fontsize=10)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=150, format=path.suffix.lstrip(".") or "png")
     write_atomically(path, drawn.getvalue())
@@ -81,7 +81,7 @@ def _draw_panel(axes: Any, results: Results, cells: list[dict[str, Any]]) -> Non
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     batches = sorted({cell["batch"] for cell in results.content["cells"]})  # of all panels: they share the axis
-    axes.set_xticks(batches, [f"{batch:,}" for batch in batches], fontsize=7, rotation=45, ha="right")
+    axes.set_xticks(batches, [f"{batch:,}" for batch in batches], fontsize=8, rotation=45, ha="right")
     axes.minorticks_off()
     axes.tick_params(axis="x", labelbottom=True)
     axes.grid(True, which="major", alpha=0.3)

@@ -13,7 +13,10 @@ from .verdict import changes
 Rows = list[list[str]]
 """The heading first."""
 
-LEGEND = "Samples per second, and how many times as many as the best peer, the fastest that is not gpubp"
+LEGEND = (
+    "Samples per second, the median of the rounds, and how many times as many as the best peer, the fastest that is "
+    "not gpubp, in the same round: the median of these ratios"
+)
 
 
 def heading(results: Results) -> list[str]:

@@ -81,7 +81,13 @@ def change(new: Results, old: Results) -> list[str]:
         own = [value for (_, name), value in ratios.items() if name == SUBJECT]
         others = [value for (_, name), value in ratios.items() if not new.is_own(name)]
         if own:
-            control = f"; the peers, which tell the machine's drift: {median(others):.2f} times" if others else ""
+            control = ""
+            if others:
+                drift = median(others)
+                control = (
+                    f"; the peers, which tell the machine's drift: {drift:.2f} times, so against them {SUBJECT} is "
+                    f"{median(own) / drift:.2f} times as fast as before"
+                )
             sentences.append(
                 f"{', '.join(panel)}: {SUBJECT} is {median(own):.2f} times as fast as before, as the median over "
                 f"batch sizes ({min(own):.2f} to {max(own):.2f}){control}."

@@ -416,7 +416,7 @@ def test_before_and_after():
     (sentence,) = verdict.change(new, old)
     assert "gpubp is 1.75 times as fast as before" in sentence
     assert "(1.50 to 2.00)" in sentence
-    assert "drift: 1.00 times" in sentence
+    assert "drift: 1.00 times, so against them gpubp is 1.75 times as fast as before" in sentence
     assert tables.comparison(new, old, (NET, "sgd")) == [
         ["batch", "gpubp", "torch"],
         ["1", "1.50x", "0.90x"],
