@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import threading
 import weakref
 from types import ModuleType
@@ -98,7 +97,9 @@ def version() -> str:
     if bindings is cublas_library:
         by = f"in {cublas_library.path()}, as nvmath-python is not installed"
     else:
-        by = f"through nvmath-python {importlib.metadata.version('nvmath-python')}"
+        from importlib import metadata  # slow to import, and rarely needed
+
+        by = f"through nvmath-python {metadata.version('nvmath-python')}"
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}, called {by}"
 
 
