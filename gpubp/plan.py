@@ -25,6 +25,7 @@ from gpubp.network import Network, StepBuffers
 from gpubp.ops.combine import combine
 from gpubp.ops.gather import example_axis, example_rows, gather, row_slices
 from gpubp.optimizers.base import Optimizer
+from gpubp.parameters import zeros_like
 from gpubp.recording import NotFiniteError, Recording, StepToRecord, captured, programmed
 
 SMALL_BYTES = 2**20
@@ -73,7 +74,7 @@ class StepPlan:
             self.workspace = self._aligned(self._size)
             self._dL_dtheta = network.dL_dtheta  # of the whole step, and its loss where that is added up
             if self.micro_batch_size < batch_size:
-                self._dL_dtheta = network.device.module.empty_like(network.theta)
+                self._dL_dtheta = zeros_like(network.theta)
             self._L = network.device.module.empty(network.theta.shape[:-1], network.dtype)
             self._stream: Any = network.device.module.cuda.Stream(non_blocking=True) if network.device.is_cuda else None
         self._buffers: dict[int, StepBuffers] = {}
