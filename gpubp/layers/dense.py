@@ -184,6 +184,6 @@ class Dense(Layer):
         # All members of a stack read the one X: the adjoint of that broadcast is a sum over the members.
         # (E, N, n_out) @ (E, n_out, n_in) -> (E, N, n_in), and its sum is (N, n_in)
         of_members = gemm.matmul(dL_dY, W.mT, out["dL_dX_of_members"], precision=precision)
-        flat = of_members.reshape(len(of_members), -1)
-        rows.column_sum(flat, out["dL_dX"].reshape(-1), out["dL_dX_partial_sums"])
-        return out["dL_dX"]
+        dL_dX = out["dL_dX"]
+        rows.column_sum(of_members.reshape(len(of_members), -1), dL_dX.reshape(-1), out["dL_dX_partial_sums"])
+        return dL_dX
