@@ -20,8 +20,13 @@ from fake_cupy.names import CONSTANTS, FUNCTIONS, METHODS, SPECIAL_FUNCTIONS, UF
 from outside import required
 from signatures import misfits, signature
 
+from gpubp.backend import LACKS_TOOLKIT
+
 cupy = required("cupy", "GPUBP_REQUIRE_CUPY")
 special = required("cupyx.scipy.special", "GPUBP_REQUIRE_CUPY")
+core = required("cupy._core.core", "GPUBP_REQUIRE_CUPY")
+softlink = required("cupy_backends.cuda._softlink", "GPUBP_REQUIRE_CUPY")
+pathfinder = required("cuda.pathfinder", "GPUBP_REQUIRE_CUPY")
 ROOT = Path(__file__).resolve().parents[2]
 MADE = ("Device.id", "Stream.ptr", "Event.ptr", "Stream.captured")
 """What CuPy has too, but not before it is made. By the last one `benchmarks` knows that it is on the stand-in."""
@@ -173,3 +178,38 @@ def test_what_the_sources_use():
 )
 def test_a_wrong_use_is_seen(wrong):
     assert len(Uses(ast.parse(wrong)).wrong) == 1
+
+
+# A part of the CUDA toolkit that is missing: what `gpubp.backend` knows the errors by.
+
+
+def test_errors_for_want_of_a_library(monkeypatch):
+    with pytest.raises(RuntimeError) as caught:
+        pathfinder.load_nvidia_dynamic_lib("cufftMp")  # which nobody has
+    assert isinstance(caught.value, pathfinder.DynamicLibNotFoundError)
+    assert str(caught.value).startswith(LACKS_TOOLKIT)
+
+    def find_nothing(name):
+        raise caught.value
+
+    monkeypatch.setattr(pathfinder, "load_nvidia_dynamic_lib", find_nothing)
+    for call in (
+        lambda: getattr(cupy.cuda, "cublas"),  # noqa: B009 - as CuPy's products do
+        lambda: softlink.SoftLink("libnvrtc.so.0", "nvrtc", mandatory=True),
+    ):
+        with pytest.raises((ImportError, RuntimeError)) as caught_again:
+            call()
+        assert str(caught_again.value).startswith(LACKS_TOOLKIT)
+
+
+def test_errors_for_want_of_headers(monkeypatch):
+    monkeypatch.setattr(pathfinder, "find_nvidia_header_directory", lambda name: None)
+    monkeypatch.setattr(cupy.cuda, "get_cuda_path", lambda: None)
+    with pytest.raises(RuntimeError) as caught:
+        core.assemble_cupy_compiler_options(("--std=c++17",))
+    assert str(caught.value).startswith(LACKS_TOOLKIT)
+
+
+def test_where_libraries_are_found():
+    assert [*signature(pathfinder.load_nvidia_dynamic_lib).parameters] == ["libname"]
+    assert "abs_path" in pathfinder.LoadedDL.__annotations__
