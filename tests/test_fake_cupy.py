@@ -58,6 +58,8 @@ REFUSED: dict[str, Callable[[ModuleType, Any], Any]] = {
     "a list index by a device number": lambda xp, A: [1, 2][xp.argmax(A)],
     "where= of a ufunc": lambda xp, A: xp.add(A, A, where=A > 1),
     "mode= of take": lambda xp, A: xp.take(A, xp.asarray([0]), axis=0, mode="clip"),
+    "mode of take by its place": lambda xp, A: xp.take(A, xp.asarray([0]), 0, None, "clip"),
+    "the first argument by NumPy's name": lambda xp, A: xp.flip(m=A),
     "initial= of a sum": lambda xp, A: A.sum(initial=1.0),
     "the truth of several numbers": lambda xp, A: bool(A),
     "one number of several": lambda xp, A: float(A),
