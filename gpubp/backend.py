@@ -11,6 +11,7 @@ import contextlib
 import gc
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from gpubp.errors import DataError, DeviceError, OutOfDeviceMemoryError, Setting
 Array: TypeAlias = Any
 """A ``numpy.ndarray`` or a ``cupy.ndarray``."""
 
+LACKS_TOOLKIT = ("Failed to find CUDA headers", "Failure finding", "CuPy failed to load")
+"""How errors of CuPy and cuda-pathfinder begin when a part of CUDA is missing; they are of no class of their own."""
 _DLPACK_CPU, _DLPACK_CUDA = 1, 2  # DLDeviceType of the DLPack specification
 
 
@@ -47,7 +50,8 @@ class Device:
     def activate(self) -> contextlib.AbstractContextManager[Any]:
         """Make this the current device for the duration of a ``with`` block.
 
-        Within it, a lack of device memory is an `OutOfDeviceMemoryError`.
+        Within it, a lack of device memory is an `OutOfDeviceMemoryError`, and a lack of CUDA's compiler, headers or
+        cuBLAS a `DeviceError`.
         """
         return self._activated() if self.is_cuda else contextlib.nullcontext()
 
@@ -62,6 +66,15 @@ class Device:
                     f"{self} has not enough memory ({str(error).strip().rstrip('.')}; {free_bytes(self):,} bytes are "
                     "free). Use a smaller batch_size or a micro_batch_size, keep the examples on the host with "
                     "resident=False, or predict with a batch_size"
+                ) from error
+            except (RuntimeError, ImportError) as error:
+                if not str(error).startswith(LACKS_TOOLKIT):
+                    raise
+                what, cuda = re.split("[.:] ", _first_line(error))[0], cupy.cuda.runtime.runtimeGetVersion() // 1000
+                raise DeviceError(
+                    f"{self} can't be used: {what}. CuPy needs the compiler, headers and libraries of CUDA {cuda}: "
+                    f"pip install 'cupy-cuda{cuda}x[ctk]' brings them, and so does 'gpubp[cuda{cuda}x]'; gpubp info "
+                    "names those that do not fit. Or use device='cpu'"
                 ) from error
 
     def __str__(self) -> str:
@@ -127,6 +140,8 @@ def why_no_cuda() -> str | None:
         return (
             f"CuPy is installed but can't be imported ({_first_line(error)}). Reinstall one cupy-cuda wheel, only one"
         )
+    if cupy.__version__ == "14.1.0":
+        return "CuPy 14.1.0 is installed, which fails beside other packages that use CUDA. Install a later version"
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:

@@ -158,7 +158,8 @@ def _compiled(device: int, stem: str, kernel: str) -> Any:
     cupy = _cupy()
     module = cupy.RawModule(code=source(stem), options=OPTIONS, name_expressions=(kernel,))
     try:
-        return module.get_function(kernel)
+        with Device("cuda", device).activate():  # which tells a missing compiler
+            return module.get_function(kernel)
     except cupy.cuda.compiler.CompileException as error:
         raise DeviceError(f"kernel {kernel} of {stem}.cu does not compile on cuda:{device}: {error}") from error
 
