@@ -90,7 +90,7 @@ def fit_lbfgs(
         "ftol": float(np.finfo(network.dtype).eps),
     }
     with (
-        network.device.activate(),
+        network.device.activate("training"),
         cpu.limited_threads(cpu.require_threads(threads)),
         np.errstate(over="ignore", invalid="ignore", divide="ignore"),
     ):
