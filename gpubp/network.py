@@ -387,10 +387,15 @@ class Network:
         require_examples(array)
         targets, weights = self.targets(T, array), self.sample_weights(sample_weight, array)
         with self.device.activate("computing gradients"):
-            self.draws.begin_steps(0)
-            L = self.run_step(array, targets, weights)
-            gradients = self.named_gradients(self.dL_dtheta.copy())
-        loss = to_host(L).astype(np.float64)
+            before = self.snapshot(weights=False)
+            try:
+                self.draws.begin_steps(0)
+                L = self.run_step(array, targets, weights)
+                gradients = self.named_gradients(self.dL_dtheta.copy())
+                loss = to_host(L).astype(np.float64)
+            except Exception:  # of memory, say: what is tried again with fewer examples takes no statistics twice
+                self.restore(before)
+                raise
         return (float(loss) if self.members is None else loss), gradients
 
     def evaluate(self, X: Any, T: Any, sample_weight: Any = None, batch_size: int | None = None) -> Any:
