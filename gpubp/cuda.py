@@ -22,6 +22,8 @@ from gpubp.backend import Device
 from gpubp.errors import DeviceError
 
 OPTIONS = ("--std=c++17",)
+NOT_READY = 600
+"""What the driver says of an event that the device has still to pass: cudaErrorNotReady."""
 
 ANNOUNCED_AFTER = 1.0
 """Seconds of compiling after which it is said what takes so long."""
@@ -178,9 +180,11 @@ def ordered(stream: Any) -> Iterator[None]:
 
 def wait(event: Any) -> None:
     """Wait until the device has passed an event, and hear Ctrl-C meanwhile, as a wait within the driver does not."""
-    began = time.perf_counter()
-    while not event.done:
+    query, began = _cupy().cuda.runtime.eventQuery, time.perf_counter()
+    while (status := query(event.ptr)) == NOT_READY:
         time.sleep((time.perf_counter() - began) / 50)  # seen at most that much too late
+    if status:  # the device failed, and the event will never be passed
+        event.synchronize()  # raises, and says how
 
 
 def captured(stream: Any, work: Callable[[], None]) -> Any:

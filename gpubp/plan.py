@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gpubp import cpu, cublas, cuda, workspace
+from gpubp import cpu, cublas, cuda, faults, workspace
 from gpubp.backend import Array, free_bytes, has_room
 from gpubp.buffers import Shape
 from gpubp.errors import OutOfDeviceMemoryError, ShapeError
@@ -286,7 +286,8 @@ class StepPlan:
             if S == 1:
                 return 1
         if key not in self._recordings:
-            recording = self._record(data, index[0], optimizer)
+            with faults.doing("capturing a step"):
+                recording = self._record(data, index[0], optimizer)
             key, held = self._key(data, N, optimizer)  # with the state that the optimizer may have made by now
             self._recordings[key] = held, recording
         _, recording = self._recordings[key]
@@ -354,7 +355,8 @@ class StepPlan:
         except Exception as error:  # of the driver, of CuPy, of a user's layer: the plan works as well without a graph
             if not self.network.device.is_cuda:
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            faults.raise_if_lost(error, self.network.device)
+            reason = faults.first_line(error)
             if without := cublas.why_no_handle():
                 reason = f"there is no cuBLAS but CuPy's, which can't be captured ({without})"
         finally:

@@ -60,6 +60,7 @@ def a_cupy(monkeypatch, count=None, error=None):
         return count
 
     runtime = types.SimpleNamespace(getDeviceCount=device_count, CUDARuntimeError=CUDARuntimeError)
+    runtime.streamQuery = lambda stream: 35  # cudaErrorInsufficientDriver, raw
     cupy.cuda = types.SimpleNamespace(runtime=runtime)
     cupy.ndarray = type("ndarray", (), {})
     monkeypatch.setitem(sys.modules, "cupy", cupy)

@@ -319,15 +319,21 @@ def test_on_the_cpu_launches_grow_from_epoch_to_epoch(monkeypatch):
     assert [steps for steps, _ in calls.epochs] == [[1, 2, 4, 5], [8, 4], [12]] * 2
 
 
-def test_ctrl_c_is_heard_while_the_device_works():
-    class Never:
-        done = False
-
+def test_ctrl_c_is_heard_while_the_device_works(fake_cupy, monkeypatch):
     timer = threading.Timer(0.2, _thread.interrupt_main)
-    timer.start()
+    asked = []
+
+    def never(event):
+        if not asked:
+            timer.start()
+        asked.append(event)
+        return 600  # cudaErrorNotReady
+
+    monkeypatch.setattr(fake_cupy.cuda.runtime, "eventQuery", never)
     with pytest.raises(KeyboardInterrupt):
-        cuda.wait(Never())
+        gpubp.fit(gpubp.mlp([6, 3], device="cuda"), *data()[:2])
     timer.join()
+    assert len(set(asked)) == 1
 
 
 @pytest.mark.parametrize("members", [None, 2])

@@ -263,15 +263,15 @@ class Optimizer:
         if theta.shape != dL_dtheta.shape:
             raise ShapeError(f"theta has shape {theta.shape}, its gradient {dL_dtheta.shape}: they must be equal")
         xp, scratch = tiles.prepare(theta)
+        kernels = compiled.kernels_of(xp)
+        update = kernels and kernels.optimizers.of(theta, dL_dtheta)
         if self._theta is None:
             self.state = {name: self._taken_over(name, theta) for name in self._names_of_state()}
-        self._theta, self._dL_dtheta = theta, dL_dtheta
-        kernels = compiled.kernels_of(xp)
-        self._compiled = kernels and kernels.optimizers.of(theta, dL_dtheta)
         self._tiles = [
             (xp, tile, theta[tile], dL_dtheta[tile], *(self.state[name][tile] for name in self.state_names), part)
             for tile, part in tiles.over(theta, scratch)
         ]
+        self._theta, self._dL_dtheta, self._compiled = theta, dL_dtheta, update  # once there was memory for all of it
 
     def _taken_over(self, name: str, theta: Array) -> Array:
         """An array of the state: of a snapshot, if there was one before the first step, else zeros."""

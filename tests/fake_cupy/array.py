@@ -89,8 +89,11 @@ def call(function: Any, name: str, allowed: tuple[str, ...], arguments: Any, key
         return function(*values[:count], **dict(zip(names, values[count:], strict=True)))
 
     if out is not None or name in INPLACE or name in ("fill", "copyto"):
+        machine.call("enqueue")
         machine.submit(work, *values)  # no new memory: it can be a node of a graph
         return out if out is not None else arguments[0] if name in INPLACE else None
+    if name not in {*VIEWS, *OF_ADDRESSES, "empty", "empty_like"}:
+        machine.call("enqueue")
     if machine.order is None or name in OF_ADDRESSES:
         result = work(*values)
     elif name in ("empty", "empty_like"):
@@ -198,6 +201,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     def set(self, arr: np.ndarray, stream: Any = None) -> None:
         if arr.shape != self.shape or arr.dtype != self.dtype:
             raise ValueError("set() takes a NumPy array of the same shape and dtype")
+        machine.call("copy")
         machine.submit(lambda memory: memory.__setitem__(..., arr), self._array, stream=stream)
         if stream is None:
             machine.wait()
@@ -219,6 +223,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     def __setitem__(self, index: Any, value: Any) -> None:
         if not isinstance(value, (ndarray, *NUMBERS)):
             raise TypeError(f"a device array takes device arrays and numbers, not {type(value).__name__}")
+        machine.call("enqueue")
         machine.submit(operator.setitem, unwrap(self), unwrap(index), unwrap(value))
 
     def __len__(self) -> int:
