@@ -471,6 +471,7 @@ class OutOfMemoryError(MemoryError):
 STATUSES = {
     1: ("cudaErrorInvalidValue", "CUDA_ERROR_INVALID_VALUE", "invalid argument"),
     2: ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"),
+    35: ("cudaErrorInsufficientDriver", "CUDA_ERROR_STUB_LIBRARY", "CUDA driver version is insufficient"),
     101: ("cudaErrorInvalidDevice", "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"),
     401: (
         "cudaErrorIllegalState",
