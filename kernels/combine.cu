@@ -1,31 +1,23 @@
 // Weighted sums of buffers: out = kept * out + factor * X, where out is not read if kept is 0.
 //
-// With packed != 0 both begin at a multiple of 16 bytes.
+// With W > 1 both begin at a multiple of 16 bytes.
 #include "sums.cuh"
 
-template <int V, typename T>
-__device__ void combine_packs(T* out, const T* X, Index size, T kept, T factor) {
-    const Index step = Index(gridDim.x) * blockDim.x * V;
-    for (Index i = (blockIdx.x * Index(blockDim.x) + threadIdx.x) * V; i < size; i += step) {
-        Pack<T, V> sum = load<V>(X + i, size - i);
-#pragma unroll
-        for (int v = 0; v < V; ++v) sum.at[v] *= factor;
-        if (kept != 0) {
-            const Pack<T, V> old = load<V>(static_cast<const T*>(out) + i, size - i);
-#pragma unroll
-            for (int v = 0; v < V; ++v) sum.at[v] += kept * old.at[v];
-        }
-        store(out + i, sum, size - i);
-    }
-}
-
-template <typename T>
+template <typename T, int W>
 __global__ void combine(T* out,      // (size,)
                         const T* X,  // (size,)
-                        Index size, Index packed, T kept, T factor) {
-    if (packed) {
-        combine_packs<PACK<T>>(out, X, size, kept, factor);
-    } else {
-        combine_packs<1>(out, X, size, kept, factor);
+                        Index size, T kept, T factor) {
+    const Index step = Index(gridDim.x) * blockDim.x * W;
+#pragma unroll 1  // the compiler would divide to find out how often
+    for (Index i = (blockIdx.x * Index(blockDim.x) + threadIdx.x) * W; i < size; i += step) {
+        Pack<T, W> sum = load<W>(X + i, size - i);
+#pragma unroll
+        for (int v = 0; v < W; ++v) sum.at[v] *= factor;
+        if (kept != 0) {
+            const Pack<T, W> old = load<W>(static_cast<const T*>(out) + i, size - i);
+#pragma unroll
+            for (int v = 0; v < W; ++v) sum.at[v] += kept * old.at[v];
+        }
+        store(out + i, sum, size - i);
     }
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gpubp import cuda
 from gpubp.backend import Array
-from gpubp.cuda_kernels.losses import BLOCK_THREADS, is_packed
 from gpubp.cuda_kernels.memory import C_TYPES, c_type
+from gpubp.cuda_kernels.tiles import BLOCK_THREADS, pack_width
 
 BLOCKS = 4096
 """Most blocks; the kernel loops over what is beyond."""
@@ -19,13 +19,9 @@ def takes(out: Array, X: Array) -> bool:
 
 def combine(out: Array, kept: float, X: Array, factor: float) -> Array:
     """Launch; see `gpubp.ops.combine.combine`."""
-    packed = is_packed(0, out, X)
-    numbers = out.size if not packed else -(-out.size * out.itemsize // 16)
-    blocks = min(-(-numbers // BLOCK_THREADS), BLOCKS)
     if out.size:
-        scalar = out.dtype.type
-        arguments = (out, X, out.size, int(packed), scalar(kept), scalar(factor))
-        cuda.launch(
-            "combine", f"combine<{c_type(out.dtype, 'combine')}>", (blocks, 1, 1), (BLOCK_THREADS, 1), arguments
-        )
+        W, scalar = pack_width(out, X), out.dtype.type
+        grid = min(-(-out.size // (W * BLOCK_THREADS)), BLOCKS), 1, 1
+        kernel = f"combine<{c_type(out.dtype, 'combine')}, {W}>"
+        cuda.launch("combine", kernel, grid, (BLOCK_THREADS, 1), (out, X, out.size, scalar(kept), scalar(factor)))
     return out

@@ -9,8 +9,9 @@ import numpy as np
 
 from gpubp import cuda
 from gpubp.backend import Array, array_module
-from gpubp.cuda_kernels.losses import chunks, is_packed
+from gpubp.cuda_kernels.losses import chunk_of, chunks
 from gpubp.cuda_kernels.memory import C_TYPES, GRID_LIMIT, pointer
+from gpubp.cuda_kernels.tiles import pack_width
 
 BLOCK_THREADS = 256
 """Threads of a CUDA block."""
@@ -101,9 +102,9 @@ class Update:
             xp = array_module(gradient)
             self._factors, self._squares = xp.empty(E, gradient.dtype), xp.empty((E, C), np.float64)
         grid = C, min(E, GRID_LIMIT), 1
-        packed = int(is_packed(P if E > 1 else 0, gradient))
-        arguments: tuple[Any, ...] = (gradient, self._squares, E, P, C, packed)
-        cuda.launch("optimizers", f"squares<{self._c_type}>", grid, _warps(P), arguments)
+        W = pack_width(gradient, step=P if E > 1 else 0)
+        arguments: tuple[Any, ...] = (gradient, self._squares, E, P, C, chunk_of(P, C, W))
+        cuda.launch("optimizers", f"squares<{self._c_type}, {W}>", grid, _warps(P), arguments)
         arguments = (self._squares, self._factors, E, C, np.float64(norm))
         cuda.launch("optimizers", f"clip_factors<{self._c_type}>", (min(E, BLOCKS), 1, 1), _warps(C), arguments)
 
