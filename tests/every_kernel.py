@@ -417,7 +417,7 @@ def planted() -> None:
     xp = gpubp.resolve_device("cuda").module
     small, size = xp.zeros(64, np.float32), 1 << 20
     scalars = np.float32(1), np.float32(1)
-    cuda.launch("combine", "combine<float>", (size // 256, 1, 1), (256, 1), (small, small, size, 0, *scalars))
+    cuda.launch("combine", "combine<float, 1>", (size // 256, 1, 1), (256, 1), (small, small, size, *scalars))
     xp.cuda.Device().synchronize()
 
 

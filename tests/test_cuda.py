@@ -57,7 +57,7 @@ def kernel_names(source: str) -> list[str]:
                 names += [f"{name}<{source}, {to}, {W}>" for source in sources.values() for W in widths]
         elif template.startswith("typename Loss"):
             functors = [functor for functor in LOSSES if functor not in PAIRS]
-            names += [f"{name}<{functor}<{kind}>>" for functor, kind in itertools.product(functors, TYPES)]
+            names += [f"{name}<{functor}<{kind}>, {W}>" for functor in functors for kind, W in WIDTHS]
         elif template.startswith("typename Pair"):
             names += [f"{name}<{functor}<{kind}>>" for functor, kind in itertools.product(sorted(PAIRS), TYPES)]
         else:
@@ -205,7 +205,8 @@ def test_all_kernels_are_found() -> None:
     assert set(FUNCTORS) == {"Identity", "Sigmoid", "Tanh", "ReLU", "LeakyReLU", "ELU", "GELU", "SiLU", "Softplus"}
     names = kernel_names(cuda.source("losses"))
     assert {"SquaredError", "BinaryCrossEntropy", "AbsoluteError", "Huber", "Quantile", "PoissonDeviance"} < set(LOSSES)
-    assert len(names) == len(set(names)) == (2 + len(LOSSES)) * len(TYPES)
+    elementwise = len(LOSSES) - len(PAIRS)
+    assert len(names) == len(set(names)) == (1 + elementwise) * len(WIDTHS) + (1 + len(PAIRS)) * len(TYPES)
 
 
 # Running on the host: what the host runner itself must notice.
@@ -579,7 +580,7 @@ def test_planted_overrun_of_a_loss_is_caught(right: str, wrong: str) -> None:
         ("head + i * SIZE", "i * SIZE"),  # packs that begin before a boundary
         ("P - packs * SIZE;", "P - packs * SIZE + 1;"),
         ("m = kept1 * m + added1 * g;", "m = kept1 * m + M[E * P] * g;"),
-        ("const Index end = min(P, (c + 1) * chunk);", "const Index end = (c + 1) * chunk + V;"),  # of squares
+        ("const Index end = min(P, (c + 1) * chunk);", "const Index end = (c + 1) * chunk + W;"),  # of squares
         ("if (threadIdx.x == 0) factors[e] =", "factors[e + threadIdx.x] ="),
     ],
 )
@@ -595,8 +596,8 @@ def test_planted_overrun_of_an_update_is_caught(right: str, wrong: str) -> None:
 @pytest.mark.parametrize(
     ("kernel", "right", "wrong"),
     [
-        ("softmax", "there = first + group < rows ? n : 0;\n        if (packed) {\n            softmax_of_row", ""),
-        ("layer_norm", "row = first + group, there = row < N ? n : 0, begin = e * X_stride", ""),
+        ("softmax", "there = row < rows ? n : 0;\n        const T* const x_row", ""),
+        ("layer_norm", "there = row < N ? n : 0, begin = e * X_stride", ""),
         ("product_sum", "load<W>(B, begin - back, end - back, b[u])", "load<W>(B, begin, end, b[u])"),
     ],
 )
