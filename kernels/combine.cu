@@ -1,6 +1,7 @@
 // Weighted sums of buffers: out = kept * out + factor * X, where out is not read if kept is 0.
 //
-// With packed != 0 both begin at a multiple of 16 bytes.
+// E rows of P numbers each, `out_pitch` and `X_pitch` numbers apart; blockIdx.y runs over rows. With packed != 0 each row
+// of both begins at a multiple of 16 bytes.
 #include "sums.cuh"
 
 template <int V, typename T>
@@ -20,12 +21,14 @@ __device__ void combine_packs(T* out, const T* X, Index size, T kept, T factor) 
 }
 
 template <typename T>
-__global__ void combine(T* out,      // (size,)
-                        const T* X,  // (size,)
-                        Index size, Index packed, T kept, T factor) {
-    if (packed) {
-        combine_packs<PACK<T>>(out, X, size, kept, factor);
-    } else {
-        combine_packs<1>(out, X, size, kept, factor);
+__global__ void combine(T* out,      // (E, P)
+                        const T* X,  // (E, P)
+                        Index E, Index P, Index out_pitch, Index X_pitch, Index packed, T kept, T factor) {
+    for (Index e = blockIdx.y; e < E; e += gridDim.y) {
+        if (packed) {
+            combine_packs<PACK<T>>(out + e * out_pitch, X + e * X_pitch, P, kept, factor);
+        } else {
+            combine_packs<1>(out + e * out_pitch, X + e * X_pitch, P, kept, factor);
+        }
     }
 }

@@ -22,10 +22,13 @@ LOST = "the device was lost"
 
 
 @pytest.fixture(autouse=True)
-def auto_means_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def auto_means_cpu(request: pytest.FixtureRequest) -> Iterator[None]:
     """Hide CuPy from tests that are not about a GPU, so that they test the CPU on a machine with one too."""
-    if GPU_HERE and request.node.get_closest_marker("gpu") is None:
-        monkeypatch.setitem(sys.modules, "cupy", None)
+    # With a patch of its own: a test's is then undone before the stand-in goes, and does not put it back.
+    with pytest.MonkeyPatch.context() as patch:
+        if GPU_HERE and request.node.get_closest_marker("gpu") is None:
+            patch.setitem(sys.modules, "cupy", None)
+        yield
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import cuda_host
 import numpy as np
 
 from fake_cupy import cublas
-from fake_cupy.array import call, filled, ndarray, unwrap, wrap
+from fake_cupy.array import call, filled, ndarray, signature, unwrap, wrap
 from fake_cupy.driver import (
     ORDERS,
     CompileException,
@@ -99,6 +99,7 @@ def _module() -> types.ModuleType:
         setattr(cupy, name, _function(getattr(np, name), name, keywords))
 
     def poisoned(make: Any) -> Any:
+        @functools.wraps(make)
         def empty(*args: Any, **kwargs: Any) -> ndarray:
             made: ndarray = make(*args, **kwargs)
             if machine.order is None and made.dtype.kind == "f":
@@ -124,10 +125,13 @@ def _module() -> types.ModuleType:
     def array(obj: Any, dtype: Any = None, copy: bool = True) -> ndarray:
         return asarray(obj, dtype, copy=copy)
 
+    def clip(a: Any, a_min: Any, a_max: Any, out: Any = None) -> Any:
+        return call(np.clip, "clip", ("a_min", "a_max", "out"), (a, a_min, a_max, out), {})
+
     def asnumpy(a: Any) -> np.ndarray:
         return a.get() if isinstance(a, ndarray) else np.asarray(a)
 
-    def from_dlpack(_: Any) -> Any:
+    def from_dlpack(array: Any) -> Any:
         raise BufferError("the fake device shares memory with nobody")
 
     def get_array_module(*args: Any) -> types.ModuleType:
@@ -173,6 +177,7 @@ def _module() -> types.ModuleType:
         asarray=asarray,
         array=array,
         asnumpy=asnumpy,
+        clip=clip,
         from_dlpack=from_dlpack,
         get_array_module=get_array_module,
         RawModule=RawModule,
@@ -206,8 +211,12 @@ def _cupyx() -> dict[str, types.ModuleType]:
     return {**modules, "cupyx.scipy.special": special}
 
 
-def _function(numpy_function: Any, name: str, keywords: tuple[str, ...]) -> Any:
-    return lambda *args, **kwargs: call(numpy_function, name, keywords, args, kwargs)
+def _function(numpy_function: Any, name: str, allowed: tuple[str, ...]) -> Any:
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return call(numpy_function, name, allowed, args, kwargs)
+
+    function.__signature__ = signature(numpy_function, allowed)  # type: ignore[attr-defined]
+    return function
 
 
 @contextlib.contextmanager

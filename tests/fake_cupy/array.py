@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 import types
 from collections.abc import Iterator
@@ -39,11 +41,40 @@ def wrap(value: Any, device: int | None = None) -> Any:
     return value
 
 
+@functools.cache
+def signature(function: Any, allowed: tuple[str, ...]) -> inspect.Signature:
+    """How a NumPy function may be called: with what it can't do without, by place, and with what is allowed besides.
+
+    That goes by place too, up to the first parameter that is left out.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:  # NumPy tells of fewer functions before 2.4
+        parameters = [inspect.Parameter("arguments", inspect.Parameter.VAR_POSITIONAL)]
+    kept, gap = [], False
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        if parameter.name in allowed:
+            kept.append(parameter.replace(kind=parameter.KEYWORD_ONLY) if gap else parameter)
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            kept.append(parameter)
+        elif parameter.default is parameter.empty:  # CuPy may have another name for it
+            kept.append(parameter.replace(kind=parameter.POSITIONAL_ONLY))
+        else:
+            gap = True
+    rest = [name for name in allowed if name not in {parameter.name for parameter in kept}]
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in rest]
+    return inspect.Signature(kept + more)
+
+
 def call(function: Any, name: str, allowed: tuple[str, ...], arguments: Any, keywords: Any) -> Any:
     """What a NumPy function makes of device arrays, as a device array; an argument that it returns stays itself."""
-    if unknown := set(keywords) - set(allowed):
-        raise TypeError(f"{name}() of CuPy has no keyword argument {', '.join(sorted(unknown))}")
-    out = keywords.get("out")
+    try:
+        bound = signature(function, allowed).bind_partial(*arguments, **keywords)
+    except TypeError as error:
+        raise TypeError(f"{name}() of CuPy: {error}") from None
+    out = bound.arguments.get("out")
     if out is not None and not isinstance(out, ndarray):
         raise TypeError(f"{name}(out=) takes a device array, not {type(out).__name__}")
     compute = name not in VIEWS
@@ -167,11 +198,11 @@ class ndarray:  # noqa: N801 - CuPy's name
         out[...] = self._array
         return out
 
-    def set(self, array: np.ndarray, stream: Any = None) -> None:
-        if array.shape != self.shape or array.dtype != self.dtype:
+    def set(self, arr: np.ndarray, stream: Any = None) -> None:
+        if arr.shape != self.shape or arr.dtype != self.dtype:
             raise ValueError("set() takes a NumPy array of the same shape and dtype")
         machine.call("copy")
-        machine.submit(lambda memory: memory.__setitem__(..., array), self._array, stream=stream)
+        machine.submit(lambda memory: memory.__setitem__(..., arr), self._array, stream=stream)
         if stream is None:
             machine.wait()
 
