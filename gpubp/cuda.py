@@ -120,7 +120,7 @@ def compile_ahead(kernels: Collection[tuple[str, str]]) -> None:
         return
 
     def compile_one(stem: str, kernel: str) -> None:
-        with Device("cuda", device).activate():
+        with Device("cuda", device).activate("compiling kernels"):
             function(stem, kernel)
 
     pool = futures.ThreadPoolExecutor(thread_name_prefix="gpubp-compile")
