@@ -99,14 +99,15 @@ def test_peers_that_go_wrong_are_told_and_the_race_goes_on(pids):
 
 
 def test_a_crash_costs_the_peer_its_cell_and_in_the_end_its_place(pids):
-    found = run(settings(["crashing", "good"], batches=(1, 2, 4)))
-    entries = [cell["peers"]["crashing"] for cell in found["cells"]]
-    assert [entry["failed"] for entry in entries] == [
-        "ended with exit code 3: last words",
-        "ended with exit code 3: last words",
-        "not tried again: ended with exit code 3: last words",
-    ]
-    assert entries[0]["rounds"] == [None, None]
+    words = {
+        "crashing": "ended with exit code 3: last words",
+        "lost": "ended with exit code 1: RuntimeError: CUDA error: an illegal memory access was encountered",
+    }
+    found = run(settings([*words, "good"], batches=(1, 2, 4)))
+    for name, how in words.items():
+        entries = [cell["peers"][name] for cell in found["cells"]]
+        assert [entry["failed"] for entry in entries] == [how, how, f"not tried again: {how}"]
+        assert entries[0]["rounds"] == [None, None]
     assert all(cell["peers"]["good"]["samples_per_second"] for cell in found["cells"])
 
 
