@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import importlib.util
+import sys
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -35,11 +36,13 @@ WITHOUT = {
     "safetensors": "no model files",
 }
 """Modules that may be missing, and what is then."""
+BATCHES = (32, 4096)
+"""Examples in the products that are asked about."""
 
 
 def facts(device: str, note: Callable[[str, Any], None]) -> None:
     """Versions, what is missing, and on a CUDA device the answers to some questions, each noted at once."""
-    missing = [f"{name} ({words})" for name, words in WITHOUT.items() if importlib.util.find_spec(name) is None]
+    missing = [f"{name} ({words})" for name, words in WITHOUT.items() if not is_there(name)]
     found = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         **machine.facts(),
@@ -54,6 +57,11 @@ def facts(device: str, note: Callable[[str, Any], None]) -> None:
         except Exception as error:  # that is an answer, too
             found[question] = f"FAILED: {type(error).__name__}: {error}"
         note("facts", found)
+
+
+def is_there(name: str) -> bool:
+    """Whether a module can be imported, by what tells it without importing it."""
+    return sys.modules.get(name) is not None or importlib.util.find_spec(name) is not None
 
 
 def _launch_cost(device: gpubp.Device) -> str:
@@ -75,7 +83,7 @@ def _cupys_products(device: gpubp.Device) -> str:
 
 def _product_nodes(device: gpubp.Device) -> str:
     words = []
-    for batch, precision in product((32, 4096), ("float32", "tf32")):
+    for batch, precision in product(BATCHES, ("float32", "tf32")):
         random = kernels.Numbers(str(device), "float32")
         X, W, Y = (random.normal(shape) for shape in ((batch, 784), (784, 512), (batch, 512)))
         call = functools.partial(gemm.matmul, X, W, Y, precision=precision)

@@ -16,7 +16,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +122,12 @@ def read_memcheck(text: str, ours: Sequence[str]) -> dict[str, int]:
 
 def gpu_tests(here: Run, stage: Stage, seconds: float) -> Ended:
     """The test suite's checks that need a card, by file; to pretend, a few others."""
-    if find_spec("pytest") is None:
+    if not gpu_facts.is_there("pytest"):
         return "not run: there is no pytest", True
     chosen = ["tests/test_cost.py"] if here.pretend else ["-m", "gpu", *gpu_test_files()]
     command = [sys.executable, "-m", "pytest", *chosen, "-v", "--no-header", "-p", "no:cacheprovider"]
     command.append("--continue-on-collection-errors")  # a file that needs a missing library keeps no other back
-    if find_spec("xdist") is not None and not here.pretend:
+    if gpu_facts.is_there("xdist") and not here.pretend:
         command += ["-n", str(min(MOST_WORKERS, machine.usable_cores()))]
     outcome = here.run(command, seconds, {} if here.pretend else {"GPUBP_REQUIRE_GPU": "1"})
     here.found[stage.name] = found = {**read_pytest(outcome.text), "whole": outcome.code == 0 and not here.pretend}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
 import time
+import types
+import weakref
 from pathlib import Path
 from statistics import median
 
@@ -629,3 +632,32 @@ def test_steps_of_a_turn_are_a_multiple_of_the_chunk():
     assert made._steps(0.02) == 24
     made.step_seconds = 10.0
     assert made._steps(0.02) == 8
+
+
+def test_a_worker_gives_the_memory_of_a_gpu_back(monkeypatch):
+    called = []
+
+    def pool(name):
+        return lambda: types.SimpleNamespace(free_all_blocks=lambda: called.append(name))
+
+    cuda = types.SimpleNamespace(is_initialized=lambda: True, empty_cache=lambda: called.append("torch"))
+    cupy = types.SimpleNamespace(
+        get_default_memory_pool=pool("cupy"), get_default_pinned_memory_pool=pool("cupy, pinned")
+    )
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    monkeypatch.setitem(sys.modules, "torch._dynamo", types.SimpleNamespace(reset=lambda: called.append("compiled")))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    (peer,) = (peer for peer in benchmarks_module("peers").all_peers() if peer.name == "gpubp")
+    worker.Worker(peer, "cpu").release()
+    assert called == []
+    there = worker.Worker(peer, "cuda")
+
+    class Held:
+        """A run that holds itself in a cycle."""
+
+    there.run = held = Held()
+    held.itself, gone = held, weakref.ref(held)
+    del held
+    there.release()
+    assert gone() is None
+    assert called == ["compiled", "torch", "cupy", "cupy, pinned"]
