@@ -146,19 +146,20 @@ def read_pytest(text: str) -> dict[str, Any]:
     """What ``pytest -v`` tells, also one that was ended: ``counts`` by word, ``failed`` with what is said of each."""
     words = re.findall(r"^(?:\[gw\d+\] \[ *\d+%\]|\S+::.*) (PASSED|FAILED|SKIPPED|ERROR)\b", text, re.MULTILINE)
     counts = {word.lower(): words.count(word) for word in ("FAILED", "ERROR", "PASSED", "SKIPPED") if word in words}
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S.*)$", text, re.MULTILINE)
+    lost = re.findall(r"^the device was lost first in .*$", text, re.MULTILINE)  # in the words of tests/conftest.py
+    failed = lost + re.findall(r"^(?:FAILED|ERROR) (\S.*)$", text, re.MULTILINE)
     return {"counts": counts, "failed": failed}
 
 
 STAGES = (
     Stage("facts", facts, 15, 5, always=True),
-    Stage("compile", program("--compile"), 30, 10, always=True),
-    Stage("smoke", job, 25, 10, goes_on=True),
-    Stage("kernels", program("--quick"), 40, 20),
+    Stage("compile", program("--compile"), 25, 10, always=True),
+    Stage("smoke", job, 20, 10, goes_on=True),
+    Stage("kernels", program("--quick"), 50, 20),
     Stage("floors", job, 40, 10, goes_on=True),
     Stage("race", job, 110, 30, goes_on=True),
-    Stage("memcheck", memcheck, 40, 20),
-    Stage("pytest", gpu_tests, 55, 25),
+    Stage("memcheck", memcheck, 45, 20),
+    Stage("pytest", gpu_tests, 65, 25),
     Stage("bandwidth", job, 35, 10, goes_on=True),
     Stage("race-compile", job, 50, 35, goes_on=True),
     Stage("race-tf32", job, 25, 18, goes_on=True),

@@ -35,7 +35,9 @@ WARM_UP = 0.2
 LONG_STEP = 0.25
 """Seconds: steps as long as this need no warming up."""
 MOST_INDICES = 2**24
-LOST = re.compile(r"illegal (memory access|address|instruction)|misaligned address|launch failure", re.IGNORECASE)
+LOST = re.compile(
+    r"illegal (memory access|address|instruction)|misaligned address|launch failure|device is lost", re.IGNORECASE
+)
 """How CUDA, and whoever passes its words on, names the errors after which a process can't use the device any more."""
 
 

@@ -430,10 +430,13 @@ def work(checks: Checks, quick: bool) -> None:
     checks.wrong += [f"never launched: {name}" for _, name in all_kernels() if name not in checks.launched]
 
 
-def compile_one(stem: str, kernel: str) -> float:
-    """Compile a kernel for the device, and return how many seconds that took."""
+def compile_one(stem: str, kernel: str) -> float | str:
+    """Compile a kernel for the device: how many seconds that took, or what is wrong."""
     began = time.perf_counter()
-    cuda.function(stem, kernel)
+    try:
+        cuda.function(stem, kernel)
+    except Exception as error:  # of the compiler, of the device; not every one could be sent back
+        return f"{type(error).__name__}: {error}"
     return time.perf_counter() - began
 
 
@@ -443,10 +446,10 @@ def compile_all(pool: Any) -> list[str]:
     wrong = []
     names = {pool.submit(compile_one, *kernel): kernel[1] for kernel in all_kernels()}
     for done in as_completed(names):
-        try:
-            seconds[names[done]] = done.result()
-        except Exception as error:  # of the compiler, of the device, a process that died
-            wrong.append(f"{names[done]}: {type(error).__name__}: {error}")
+        if isinstance(taken := done.result(), float):
+            seconds[names[done]] = taken
+        else:
+            wrong.append(f"{names[done]}: {taken}")
     slowest = sorted(seconds, key=seconds.__getitem__, reverse=True)[:3]
     print(
         f"{len(seconds)} of {len(names)} kernels compiled in {time.perf_counter() - BEGAN:.1f} s; the slowest: "

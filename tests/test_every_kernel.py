@@ -74,10 +74,7 @@ class Pool:
     @staticmethod
     def submit(work: Any, *arguments: Any) -> Future[Any]:
         done: Future[Any] = Future()
-        try:
-            done.set_result(work(*arguments))
-        except Exception as error:
-            done.set_exception(error)
+        done.set_result(work(*arguments))
         return done
 
 

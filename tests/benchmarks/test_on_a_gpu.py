@@ -260,6 +260,7 @@ PYTEST = """
 [gw0] [  5%] PASSED tests/test_plan.py::test_c[cuda x]
 [gw11] [100%] FAILED tests/test_plan.py::test_a[cuda-32]
 tests/test_plan.py::test_d SKIPPED (no such thing)   [  3%]
+the device was lost first in tests/test_plan.py::test_a[cuda-32]: cuda:0 failed
 FAILED tests/test_plan.py::test_a[cuda-32] - AssertionError: off
 ERROR tests/test_devices.py - ModuleNotFoundError: No module named 'onnx'
 """
@@ -269,6 +270,7 @@ def test_reading_pytest():
     found = stages.read_pytest(PYTEST)
     assert found["counts"] == {"failed": 1, "passed": 1, "skipped": 1}
     assert found["failed"] == [
+        "the device was lost first in tests/test_plan.py::test_a[cuda-32]: cuda:0 failed",
         "tests/test_plan.py::test_a[cuda-32] - AssertionError: off",
         "tests/test_devices.py - ModuleNotFoundError: No module named 'onnx'",
     ]
