@@ -78,6 +78,9 @@ def test_pretending_on_a_bare_machine_goes_on_where_it_was_killed(tmp_path):
     assert all(name in verdicts["facts"] for name in MISSING)
     assert verdicts["smoke"] == verdicts["floors"] == "8 of 8"
     assert {verdicts[name] for name in ("race", "race-compile", "race-tf32")} == {"2 of 2"}
+    for cell in found["race"]["cells"]:
+        assert all(entry["samples_per_second"] > 0 for entry in cell["peers"].values())
+        assert set(cell["peers"]) == {"gpubp", "numpy-naive"}
     assert verdicts["pytest"].endswith(" passed")
     assert verdicts["bandwidth"] == "{0} of {0}".format(len(found["bandwidth"]["rows"]))
     for name in ("compile", "kernels", "memcheck"):
@@ -152,6 +155,11 @@ def test_every_stage_has_its_whole_time(tmp_path, runs):
     ]
 
 
+@pytest.mark.parametrize("seconds", [20, 60, 130, 270, 530])
+def test_a_run_keeps_to_its_time_whatever_its_stages_want(tmp_path, seconds):
+    Machine(tmp_path, lambda stage: stage.most + 1000).run(seconds)
+
+
 def test_what_is_not_finished_goes_on_when_all_had_their_turn(tmp_path):
     machine = Machine(tmp_path, lambda stage: stage.most + 20 * (stage.name in ("smoke", "kernels")))
     verdicts = machine.run(700)
@@ -213,6 +221,18 @@ def test_the_log_of_a_command_loses_its_middle(tmp_path, monkeypatch):
 
 
 # Whose results.
+
+
+def test_a_job_whose_run_was_killed_writes_no_more(tmp_path, monkeypatch):
+    """Another run may have begun, and have noted more."""
+    parents = iter([7, 7, 1])
+    monkeypatch.setattr(stages.os, "getppid", lambda: next(parents))
+    monkeypatch.setitem(stages.JOBS, "smoke", lambda place, note: [note("smoke", k) for k in range(2)])
+    path = tmp_path / "results.json"
+    path.write_text("{}")
+    with pytest.raises(SystemExit, match="the run was killed"):
+        stages.do("smoke", True, 9.0, path)
+    assert json.loads(path.read_text()) == {"smoke": 0}
 
 
 def test_figures_of_another_card_do_not_mix(tmp_path, monkeypatch):
