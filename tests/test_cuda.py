@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from cuda.bindings import nvrtc
 from cuda.core import Program, ProgramOptions
-from kernel_names import FUNCTORS, LOSSES, STEMS, TYPES, WIDTHS, all_kernels, kernel_names
+from kernel_names import FUNCTORS, LOSSES, PAIRS, STEMS, TYPES, WIDTHS, all_kernels, kernel_names
 
 import gpubp
 from gpubp import cuda
