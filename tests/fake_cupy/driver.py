@@ -351,7 +351,7 @@ class Event:
 
     def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
         self.stream, self._position = machine.default, 0
-        self._was_asked = False
+        self.is_timed, self._was_asked = not disable_timing, False
 
     @property
     def passed(self) -> bool:
