@@ -19,7 +19,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from gpubp import faults
 from gpubp.errors import DataError, DeviceError, OutOfDeviceMemoryError, SettingError
+from gpubp.faults import first_line as _first_line
 
 Array: TypeAlias = Any
 """A ``numpy.ndarray`` or a ``cupy.ndarray``."""
@@ -44,25 +46,43 @@ class Device:
         """The array module of this device: ``numpy`` or ``cupy``."""
         return _import_cupy() if self.is_cuda else np
 
-    def activate(self) -> contextlib.AbstractContextManager[Any]:
-        """Make this the current device for the duration of a ``with`` block.
+    def activate(self, doing: str = "") -> contextlib.AbstractContextManager[Any]:
+        """Make this the current device for the duration of a ``with`` block, and what fails in it an error of ours.
 
-        Within it, a lack of device memory is an `OutOfDeviceMemoryError`.
+        That is an `OutOfDeviceMemoryError` for a lack of device memory, a `DeviceLostError` where the process can't
+        use the device any more, and a `DeviceError` for a lack of CUDA's compiler, headers or cuBLAS and for everything
+        else that CuPy, CUDA or cuBLAS raises.
+
+        Args:
+            doing: What is done in the block, such as ``"predicting"``, for such an error to say.
         """
-        return self._activated() if self.is_cuda else contextlib.nullcontext()
+        return self._activated(doing) if self.is_cuda else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def _activated(self) -> Iterator[None]:
-        cupy = self.module
-        with cupy.cuda.Device(self.index):
+    def _activated(self, doing: str) -> Iterator[None]:
+        with self.telling(doing), self.module.cuda.Device(self.index):
+            yield
+
+    @contextlib.contextmanager
+    def telling(self, doing: str) -> Iterator[None]:
+        """The part of `activate` that is about errors."""
+        with faults.doing(doing):
             try:
                 yield
-            except cupy.cuda.memory.OutOfMemoryError as error:
-                raise OutOfDeviceMemoryError(
-                    f"{self} has not enough memory ({str(error).strip().rstrip('.')}; {free_bytes(self):,} bytes are "
-                    "free). Use a smaller batch_size or a micro_batch_size, keep the examples on the host with "
-                    "resident=False, or predict with a batch_size"
-                ) from error
+            except Exception as error:
+                if faults.lacks_toolkit(error):
+                    cuda = self.module.cuda.runtime.runtimeGetVersion() // 1000
+                    raise DeviceError(faults.without_toolkit(self, error, cuda)) from error
+                if not faults.is_of_cuda(error):
+                    raise
+                faults.raise_if_lost(error, self)
+                if faults.is_out_of_memory(error):
+                    raise OutOfDeviceMemoryError(
+                        f"{self} has not enough memory ({_first_line(error).rstrip('.')}; {free_bytes(self):,} "
+                        "bytes are free). Use a smaller batch_size or a micro_batch_size, keep the examples on the "
+                        "host with resident=False, or predict with a batch_size"
+                    ) from error
+                raise DeviceError(f"{faults.told(self, error)}. Try again, or use device='cpu'") from error
 
     def __str__(self) -> str:
         return f"cuda:{self.index}" if self.is_cuda else self.kind
@@ -127,18 +147,17 @@ def why_no_cuda() -> str | None:
         return (
             f"CuPy is installed but can't be imported ({_first_line(error)}). Reinstall one cupy-cuda wheel, only one"
         )
+    if cupy.__version__ == "14.1.0":
+        return "CuPy 14.1.0 is installed, which fails beside other packages that use CUDA. Install a later version"
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
+        faults.raise_if_lost(error)
         return (
             f"CuPy {cupy.__version__} is installed but finds no usable NVIDIA driver ({_first_line(error)}). "
             "Check that nvidia-smi works, and that its CUDA version is at least that of the CuPy wheel"
         )
     return None if count else f"CuPy {cupy.__version__} is installed but this machine shows no CUDA device"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def resolve_device(device: str | Device) -> Device:
@@ -159,7 +178,8 @@ def resolve_device(device: str | Device) -> Device:
         raise SettingError(f"unknown device {device!r}: use 'cpu', 'cuda', 'cuda:1' or 'auto'")
     if reason := why_no_cuda():
         raise DeviceError(f"device {device!r} was asked for, but {reason}. Or use device='cpu'")
-    count = _import_cupy().cuda.runtime.getDeviceCount()
+    with Device("cuda", int(index or 0)).telling("looking for it"):
+        count = _import_cupy().cuda.runtime.getDeviceCount()
     if int(index or 0) >= count:
         raise DeviceError(f"device {device!r} was asked for, but this machine has {count} CUDA device(s), from cuda:0")
     return Device("cuda", int(index or 0))
@@ -167,7 +187,11 @@ def resolve_device(device: str | Device) -> Device:
 
 def to_host(array: Array) -> np.ndarray[Any, Any]:
     """The array as a NumPy array; a NumPy array is returned as it is."""
-    return array.get() if _is_cupy(array) else np.asarray(array)
+    if not _is_cupy(array):
+        return np.asarray(array)
+    with device_of(array).activate("copying results to the host"):
+        host: np.ndarray[Any, Any] = array.get()
+        return host
 
 
 def to_device(array: Array, device: str | Device) -> Array:
@@ -182,7 +206,7 @@ def to_device(array: Array, device: str | Device) -> Array:
     if _is_cupy(array) and device_of(array) == target:
         return array
     xp = target.module
-    with target.activate():
+    with target.activate("copying data to the device"):
         try:
             return xp.asarray(array)
         except xp.cuda.memory.OutOfMemoryError as error:
@@ -259,4 +283,5 @@ def _imported(data: Any, name: str) -> Array:
     except ImportError as error:
         raise DeviceError(f"{name} is on a CUDA device, but {why_no_cuda()}") from error
     except (BufferError, RuntimeError, TypeError, ValueError) as error:  # a tensor that wants grad, a ragged list
+        faults.raise_if_lost(error)
         raise DataError(f"{name} can't be read as an array of numbers: {_first_line(error)}") from error

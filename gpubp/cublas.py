@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpubp import cublas_library
+from gpubp import cublas_library, faults
 from gpubp.backend import Array, Device
 from gpubp.errors import DeviceError, ShapeError
 
@@ -74,12 +74,11 @@ def why_no_handle() -> str | None:
         if stream.is_capturing():
             return "the stream is being captured, and had no product before"
         _spare.setdefault(device, []).append(_bindings().create())
-    except (ImportError, OSError) as error:  # of CuPy; of the library, with nvmath-python or without
+    except (ImportError, OSError, AttributeError) as error:  # of CuPy; of the library, with nvmath-python or without
         reason = f"{error}. To install it: pip install 'gpubp[cuda13x]' (or 'gpubp[cuda12x]')"
-    except Exception as error:  # a library that can't be loaded fails in many ways; CuPy has one of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if type(error).__name__ == "cuBLASError":  # the library is there, and may well give a handle the next time
-            return reason
+    except Exception as error:  # a capture that was broken off, no memory for a handle: there may be one the next time
+        faults.raise_if_lost(error)
+        return faults.first_line(error)
     else:
         return None
     _failure = cupy, reason

@@ -130,10 +130,20 @@ def path() -> str:
     major = Device("cuda").module.cuda.runtime.runtimeGetVersion() // 1000
     name = f"cublas64_{major}.dll" if sys.platform == "win32" else f"libcublas.so.{major}"
     try:
-        found = importlib.import_module("cuda.pathfinder").load_nvidia_dynamic_lib("cublas").abs_path
-    except Exception:  # it is not installed, or finds nothing: the system's loader may, and says so if not
+        path = found("cublas")
+    except (ImportError, RuntimeError):  # the system's loader may find it, and says so if not
         return name
-    return found if found and Path(found).name.startswith(name) else name  # it may have found that of another CUDA
+    return path if Path(path).name.startswith(name) else name  # it may be that of another CUDA
+
+
+def found(library: str) -> str:
+    """Where cuda-pathfinder, which CuPy asks, finds a library of CUDA; "" where it does not tell.
+
+    Raises:
+        ImportError: cuda-pathfinder is not installed.
+        RuntimeError: It finds none.
+    """
+    return importlib.import_module("cuda.pathfinder").load_nvidia_dynamic_lib(library).abs_path or ""
 
 
 @functools.cache

@@ -8,10 +8,12 @@ change in a header that the compiler reads from a path.
 from __future__ import annotations
 
 import contextlib
-import functools
+import logging
 import re
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +22,13 @@ from gpubp.backend import Device
 from gpubp.errors import DeviceError
 
 OPTIONS = ("--std=c++17",)
+NOT_READY = 600
+"""What the driver says of an event that the device has still to pass: cudaErrorNotReady."""
+
+ANNOUNCED_AFTER = 1.0
+"""Seconds of compiling after which it is said what takes so long."""
+
+_local = threading.local()
 
 _INCLUDE = re.compile(r'^[ \t]*#include "([^"]+)".*\n?', re.MULTILINE)
 _PRAGMA_ONCE = re.compile(r"^[ \t]*#pragma once.*\n?", re.MULTILINE)
@@ -80,7 +89,56 @@ def launch(
     Raises:
         DeviceError: The source is missing, or the kernel does not compile.
     """
+    if (kernels := getattr(_local, "noted", None)) is not None:
+        kernels[stem, kernel] = None
+        return
     function(stem, kernel)(grid, (*block, 1), tuple(arguments))
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[Collection[tuple[str, str]]]:
+    """Within the block this thread launches no kernel: the source and the name of each are noted instead."""
+    before, _local.noted = getattr(_local, "noted", None), {}
+    try:
+        yield _local.noted
+    finally:
+        _local.noted = before
+
+
+def compile_ahead(kernels: Collection[tuple[str, str]]) -> None:
+    """Compile kernels for the current device in several threads; those that are compiled already cost nothing.
+
+    Args:
+        kernels: The source and the name of each, as `launch` takes them.
+
+    Raises:
+        DeviceError: See `function`.
+    """
+    device = _cupy().cuda.runtime.getDevice()
+    missing = [kernel for kernel in kernels if (device, *kernel) not in _compiled_kernels]
+    if not missing:
+        return
+
+    def compile_one(stem: str, kernel: str) -> None:
+        with Device("cuda", device).activate("compiling kernels"):
+            function(stem, kernel)
+
+    pool = futures.ThreadPoolExecutor(thread_name_prefix="gpubp-compile")
+    try:
+        running = [pool.submit(compile_one, *kernel) for kernel in missing]
+        if futures.wait(running, timeout=ANNOUNCED_AFTER).not_done:
+            names = ", ".join(sorted({kernel.partition("<")[0] for _, kernel in missing}))
+            # A warning, as nothing below that level is seen where no logging is set up.
+            logging.getLogger("gpubp").warning(
+                "compiling %d CUDA kernels for cuda:%d, once: CuPy keeps them for later (%s)",
+                len(missing),
+                device,
+                names,
+            )
+        for one in running:
+            one.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def function(stem: str, kernel: str) -> Any:
@@ -89,16 +147,21 @@ def function(stem: str, kernel: str) -> Any:
     Raises:
         DeviceError: The source is missing, or the kernel does not compile.
     """
-    cupy = _cupy()
-    return _compiled(cupy.cuda.runtime.getDevice(), stem, kernel)
+    key = _cupy().cuda.runtime.getDevice(), stem, kernel
+    if key not in _compiled_kernels:
+        _compiled_kernels[key] = _compiled(*key)
+    return _compiled_kernels[key]
 
 
-@functools.cache
+_compiled_kernels: dict[tuple[int, str, str], Any] = {}  # by device, source and name
+
+
 def _compiled(device: int, stem: str, kernel: str) -> Any:
     cupy = _cupy()
     module = cupy.RawModule(code=source(stem), options=OPTIONS, name_expressions=(kernel,))
     try:
-        return module.get_function(kernel)
+        with Device("cuda", device).activate():  # which tells a missing compiler
+            return module.get_function(kernel)
     except cupy.cuda.compiler.CompileException as error:
         raise DeviceError(f"kernel {kernel} of {stem}.cu does not compile on cuda:{device}: {error}") from error
 
@@ -132,9 +195,11 @@ def ordered(stream: Any, event: Any) -> Iterator[None]:
 
 def wait(event: Any) -> None:
     """Wait until the device has passed an event, and hear Ctrl-C meanwhile, as a wait within the driver does not."""
-    began = time.perf_counter()
-    while not event.done:
+    query, began = _cupy().cuda.runtime.eventQuery, time.perf_counter()
+    while (status := query(event.ptr)) == NOT_READY:
         time.sleep((time.perf_counter() - began) / 50)  # seen at most that much too late
+    if status:  # the device failed, and the event will never be passed
+        event.synchronize()  # raises, and says how
 
 
 def captured(stream: Any, work: Callable[[], None]) -> Any:
@@ -161,7 +226,7 @@ def _refuse_memory(nbytes: int) -> Any:
 
 def clear_cache() -> None:
     """Forget the compiled kernels; for tests that change the sources or the device."""
-    _compiled.cache_clear()
+    _compiled_kernels.clear()
 
 
 def _cupy() -> ModuleType:

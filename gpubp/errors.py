@@ -16,6 +16,10 @@ class OutOfDeviceMemoryError(DeviceError, MemoryError):
     """A device has not the memory that is asked for."""
 
 
+class DeviceLostError(DeviceError):
+    """A device failed in a way that leaves it of no use to this process: only a new one can compute on it again."""
+
+
 class ShapeError(GpubpError, ValueError):
     """Arrays or layers whose shapes do not fit each other."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import time
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ def fit_lbfgs(
         "ftol": float(np.finfo(network.dtype).eps),
     }
     with (
-        network.device.activate(),
+        network.device.activate("training"),
         cpu.limited_threads(cpu.require_threads(threads)),
         np.errstate(over="ignore", invalid="ignore", divide="ignore"),
     ):
@@ -163,14 +164,13 @@ def _fit(
         )
     for callback in callbacks:
         callback.on_train_begin(network, [*MEASURES, *([] if checked is None else ["validation_loss"])])
-    try:
+    with contextlib.ExitStack() as at_the_end:
+        for callback in reversed(callbacks):  # called in their order, each of them whatever the others do
+            at_the_end.callback(callback.on_train_end, network)
+        at_the_end.callback(lambda: network.restore(accepted))
         if options["maxiter"]:
             settings = {"jac": True, "method": "L-BFGS-B", "callback": after_iteration, "options": options}
             minimize(loss_and_gradient, start, **settings)
-    finally:
-        network.restore(accepted)
-        for callback in callbacks:
-            callback.on_train_end(network)
     return history
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpubp import faults
 from gpubp.architecture import chained_widths, fused
 from gpubp.backend import Array, Device, as_array, resolve_device, to_device, to_host
 from gpubp.cost import Cost
@@ -112,9 +113,10 @@ class Network:
             layer.number = number
             if isinstance(layer, Dense):
                 layer.matmul_precision = matmul_precision
-        self.device = resolve_device(device)
         generator = np.random.default_rng(rng)
-        self._flat = FlatParameters(self.layers, self.dtype, self.device, members, generator)
+        with faults.doing("making a network"):
+            self.device = resolve_device(device)
+            self._flat = FlatParameters(self.layers, self.dtype, self.device, members, generator)
         self.theta, self.dL_dtheta = self._flat.theta, self._flat.dL_dtheta
         self.executed = fused(self.layers)
         """The layers as they run: each Dense with the activation after it as one."""
@@ -136,7 +138,7 @@ class Network:
     def set_draws(self, seed: int, steps: int) -> None:
         """Let the random layers draw by this seed, 0 to 2^64 - 1, from this step on."""
         is_random = any(layer.is_random for layer in all_layers(self.layers))
-        with self.device.activate():
+        with self.device.activate("making a network"):
             self.draws = Draws(seed, self.device.module if is_random else None, steps)
             """What the random layers draw; see there for the seed and the steps that have begun."""
 
@@ -271,7 +273,7 @@ class Network:
         if as_given:
             return X.of(self._gatherable(X.data)) if isinstance(X, RowsOf) else self._gatherable(X)
         array = self.converted(X)
-        with self.device.activate():
+        with self.device.activate("checking X"):
             self.require_valid(array)
         return array
 
@@ -308,7 +310,7 @@ class Network:
             )
         array = as_array(T, self.device, name="T")
         outputs = (*(() if self.members is None else (self.members,)), X.shape[-2], self.n_out)
-        with self.device.activate():
+        with self.device.activate("checking the targets"):
             return self.loss.targets(array, outputs, self.dtype)
 
     def sample_weights(self, sample_weight: Any, X: Array) -> Array | None:
@@ -324,7 +326,7 @@ class Network:
         shapes = [X.shape[-2:-1], *([] if self.members is None else [(self.members, X.shape[-2])])]
         if array.shape not in shapes:
             raise ShapeError(f"sample_weight has shape {array.shape}; {' or '.join(map(str, shapes))} is needed")
-        with self.device.activate():
+        with self.device.activate("checking sample_weight"):
             if not bool(((array >= 0) & (array < float("inf"))).all()):
                 raise DataError("sample_weight holds a value that is negative or not finite")
             if not array.size:
@@ -338,7 +340,7 @@ class Network:
 
     def forward(self, X: Any) -> Array:
         """The output Y (..., N, n_out) of the last layer, in inference mode, before the loss's link."""
-        with self.device.activate():
+        with self.device.activate("computing the output"):
             return self.run_forward(self.inputs(X))[0]
 
     def predict(self, X: Any, batch_size: int | None = None) -> Array:
@@ -351,7 +353,7 @@ class Network:
         X = self.examples(X)
         N = X.shape[-2]
         P: Array = None
-        with self.device.activate():
+        with self.device.activate("predicting"):
             for rows in row_slices(N, self._batch_size(batch_size)):
                 part = self.loss.link(self.run_forward(self.inputs(X[..., rows, :]))[0])  # (..., rows, n_out)
                 if part.shape[-2] == N:
@@ -384,11 +386,16 @@ class Network:
         array = self.inputs(X)
         require_examples(array)
         targets, weights = self.targets(T, array), self.sample_weights(sample_weight, array)
-        with self.device.activate():
-            self.draws.begin_steps(0)
-            L = self.run_step(array, targets, weights)
-            gradients = self.named_gradients(self.dL_dtheta.copy())
-        loss = to_host(L).astype(np.float64)
+        with self.device.activate("computing gradients"):
+            before = self.snapshot(weights=False)
+            try:
+                self.draws.begin_steps(0)
+                L = self.run_step(array, targets, weights)
+                gradients = self.named_gradients(self.dL_dtheta.copy())
+                loss = to_host(L).astype(np.float64)
+            except Exception:  # of memory, say: what is tried again with fewer examples takes no statistics twice
+                self.restore(before)
+                raise
         return (float(loss) if self.members is None else loss), gradients
 
     def evaluate(self, X: Any, T: Any, sample_weight: Any = None, batch_size: int | None = None) -> Any:
@@ -409,7 +416,7 @@ class Network:
         """`evaluate` on what `examples`, `targets` and `sample_weights` gave; if asked, as training computes it."""
         N, size = require_examples(X), self._batch_size(batch_size)
         total: Any = 0.0
-        with self.device.activate():
+        with self.device.activate("evaluating"):
             for rows in row_slices(N, size):
                 w = None if sample_weight is None else sample_weight[..., rows]
                 Y, _ = self.run_forward(self.inputs(X[..., rows, :]), training=training)

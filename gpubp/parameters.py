@@ -9,8 +9,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpubp.backend import Array, Device
+from gpubp.backend import Array, Device, array_module
 from gpubp.buffers import Shape
+
+ROW_BYTES = 16
+"""On a device each row of a stack's theta begins at a multiple of this: what a thread, or a kernel of a matrix product,
+reads at once. The padding behind a row is no part of theta, and nobody reads or writes it."""
+
+
+def zeros_like(theta: Array) -> Array:
+    """Zeros of the shape of theta, (P,) or (E, P), whose rows lie as far apart."""
+    xp, apart = array_module(theta), theta.strides[0] // theta.itemsize
+    if theta.ndim != 2 or apart <= theta.shape[1]:
+        return xp.zeros_like(theta)
+    return xp.zeros((len(theta), apart), theta.dtype)[:, : theta.shape[1]]
 
 
 @dataclass(frozen=True)
@@ -78,9 +90,11 @@ class FlatParameters:
         generators = [rng] if members is None else rng.spawn(members)
         size = sum(math.prod(parameter.shape) for *_, parameter in declared)
         self.decayed = sum(math.prod(parameter.shape) for *_, parameter in declared if parameter.decayed)
-        initial = np.zeros((*lead, size), dtype)
+        pack = ROW_BYTES // np.dtype(dtype).itemsize if device.is_cuda and lead else 1
         with device.activate():
-            self.dL_dtheta = device.module.zeros((*lead, size), dtype)
+            self.theta = device.module.zeros((*lead, -(-size // pack) * pack), dtype)[..., :size]
+            self.dL_dtheta = zeros_like(self.theta)
+        initial = np.zeros(self.theta.shape, dtype)
         ordered = sorted(declared, key=lambda entry: not entry[3].decayed)  # stable: layer order within each half
         slices: dict[tuple[int, str], slice] = {}
         for _, position, name, parameter in ordered:
@@ -90,7 +104,7 @@ class FlatParameters:
             for _, position, name, parameter in declared:
                 row[slices[position, name]] = parameter.draw(generator).ravel()
         with device.activate():
-            self.theta = device.module.asarray(initial)
+            self.theta[...] = device.module.asarray(initial)
             for layer in layers:
                 if constants := layer.initial_constants():
                     layer.constants = {

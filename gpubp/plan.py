@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gpubp import cpu, cublas, cuda, workspace
+from gpubp import cpu, cublas, cuda, faults, workspace
 from gpubp.backend import Array, free_bytes, has_room
 from gpubp.buffers import Shape
 from gpubp.errors import OutOfDeviceMemoryError, ShapeError
@@ -25,6 +25,7 @@ from gpubp.network import Network, StepBuffers
 from gpubp.ops.combine import combine
 from gpubp.ops.gather import example_axis, example_rows, gather, row_slices
 from gpubp.optimizers.base import Optimizer
+from gpubp.parameters import zeros_like
 from gpubp.recording import NotFiniteError, Recording, StepToRecord, captured, programmed
 
 SMALL_BYTES = 2**20
@@ -73,7 +74,7 @@ class StepPlan:
             self.workspace = self._aligned(self._size)
             self._dL_dtheta = network.dL_dtheta  # of the whole step, and its loss where that is added up
             if self.micro_batch_size < batch_size:
-                self._dL_dtheta = network.device.module.empty_like(network.theta)
+                self._dL_dtheta = zeros_like(network.theta)
             self._L = network.device.module.empty(network.theta.shape[:-1], network.dtype)
             self._stream: Any = network.device.module.cuda.Stream(non_blocking=True) if network.device.is_cuda else None
             self._event = cuda.event() if network.device.is_cuda else None
@@ -278,14 +279,16 @@ class StepPlan:
             return 0
         done, (key, held) = 0, self._key(data, N, optimizer)
         if key not in self._recordings and self.network.device.is_cuda and key not in self._warm:
-            # A first step as ever: kernels are compiled, state is made, and nothing of that may happen in a capture.
+            self._compile_ahead(data, index[0], optimizer)
+            # A first step as ever: state is made, and nothing of that may happen in a capture.
             losses[0] = self._step(self._parts(data, index[0]), N, optimizer)
             done, (key, held) = 1, self._key(data, N, optimizer)
             self._warm[key] = held
             if S == 1:
                 return 1
         if key not in self._recordings:
-            recording = self._record(data, index[0], optimizer)
+            with faults.doing("capturing a step"):
+                recording = self._record(data, index[0], optimizer)
             key, held = self._key(data, N, optimizer)  # with the state that the optimizer may have made by now
             self._recordings[key] = held, recording
         _, recording = self._recordings[key]
@@ -293,6 +296,18 @@ class StepPlan:
             return done
         recording.run(index[done:], optimizer, losses[done:])
         return S
+
+    def _compile_ahead(self, data: tuple[Array, ...], rows: Array, optimizer: Optimizer) -> None:
+        """Compile all kernels of a step at once: it is done without launching one, on whatever is in the buffers."""
+        network, before = self.network, self.network.snapshot()
+        try:
+            with cuda.noted() as kernels, contextlib.suppress(Exception):  # the step itself tells what is wrong with it
+                self._gradients(self._parts(data, rows), len(rows), self._L)
+                optimizer.launch(network.theta, self._dL_dtheta, network.weights_size)
+        finally:
+            network.draws.part = 0
+            network.restore(before)
+        cuda.compile_ahead(kernels)
 
     def _key(self, data: tuple[Array, ...], N: int, optimizer: Optimizer) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """What a recording is known by, and the objects that it holds: their ids are theirs as long as they live."""
@@ -341,7 +356,8 @@ class StepPlan:
         except Exception as error:  # of the driver, of CuPy, of a user's layer: the plan works as well without a graph
             if not self.network.device.is_cuda:
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            faults.raise_if_lost(error, self.network.device)
+            reason = faults.first_line(error)
             if without := cublas.why_no_handle():
                 reason = f"there is no cuBLAS but CuPy's, which can't be captured ({without})"
         finally:

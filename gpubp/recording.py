@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpubp import cpu, cuda
+from gpubp import cpu, cuda, faults
 from gpubp.backend import Array, to_host
 from gpubp.network import Network
 from gpubp.ops.random import Draws
@@ -230,6 +230,7 @@ class GraphSteps:
             try:
                 return self._graph(length, optimizer)
             except Exception as error:  # of the driver, out of memory above all
+                faults.raise_if_lost(error)
                 self._failed.add(length)
                 warnings.warn(f"{length} steps are not captured as one CUDA graph: {error}", stacklevel=2)
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from gpubp.backend import Array, array_module, to_host
 from gpubp.callbacks import Callback, History, Progress
 from gpubp.data.minibatches import Minibatches, Order, StreamedMinibatches, in_order, shuffled
 from gpubp.data.prepared import prepared
-from gpubp.errors import SettingError, TrainingDivergedError
+from gpubp.errors import DeviceLostError, SettingError, TrainingDivergedError
 from gpubp.examples import RowsOf
 from gpubp.network import Network, require_batch_size
 from gpubp.ops.gather import row_slices
@@ -117,15 +118,19 @@ class Trainer:
 
         Raises:
             DataError, ShapeError, DeviceError: The data does not fit the network; it is unchanged.
-            TrainingDivergedError: The loss or a weight is no longer a finite number. The weights and the optimizer's
-                state are those from before the epoch; with `EarlyStopping` the weights are the best ones.
+            TrainingDivergedError: The loss or a weight is no longer a finite number.
+            OutOfDeviceMemoryError, DeviceError: The device has not the memory, or refused a call.
+            DeviceLostError: The device failed; nothing can be computed on it before the process is restarted.
+
+            After an error in an epoch, whoever raised it, the weights and the optimizer's state are those from before
+            the epoch; with `EarlyStopping` the weights are the best ones. Where a device is lost they are lost too.
         """
         require_count(None, "epochs", epochs, least=0)
         if validation is not None and not (isinstance(validation, tuple | list) and len(validation) in (2, 3)):
             raise SettingError("validation: a tuple (X, T) or (X, T, sample_weight) is needed")
         network, history = self.network, History()
         with (
-            network.device.activate(),
+            network.device.activate("training"),
             cpu.limited_threads(self.threads),
             np.errstate(over="ignore", invalid="ignore", divide="ignore"),
         ):
@@ -140,21 +145,19 @@ class Trainer:
             self._events = [cuda.event(), cuda.event()] if network.device.is_cuda else []
             for callback in self.callbacks:
                 callback.on_train_begin(network, measures)
-            try:
-                with Progress(epochs * len(batches), self.progress) as bar:
-                    for done in range(epochs):
-                        measured = self._epoch(plan, batches, bar, done, epochs)
-                        if checked is not None:
-                            measured["validation_loss"] = _listed(network.evaluate_prepared(*checked))
-                        history.append(measured)
-                        self.optimizer.observe(measured)
-                        stops = [callback.on_epoch_end(network, measured) for callback in self.callbacks]
-                        if any(stops):
-                            break
-            finally:
-                plan.forget_recordings()
-                for callback in self.callbacks:
-                    callback.on_train_end(network)
+            with contextlib.ExitStack() as at_the_end, Progress(epochs * len(batches), self.progress) as bar:
+                for callback in reversed(self.callbacks):  # called in their order, each of them whatever the others do
+                    at_the_end.callback(callback.on_train_end, network)
+                at_the_end.callback(plan.forget_recordings)
+                for done in range(epochs):
+                    measured = self._epoch(plan, batches, bar, done, epochs)
+                    if checked is not None:
+                        measured["validation_loss"] = _listed(network.evaluate_prepared(*checked))
+                    history.append(measured)
+                    self.optimizer.observe(measured)
+                    stops = [callback.on_epoch_end(network, measured) for callback in self.callbacks]
+                    if any(stops):
+                        break
         return history
 
     def _minibatches(self, X: Array, T: Array, sample_weight: Array | None) -> Minibatches:
@@ -185,11 +188,33 @@ class Trainer:
         return int(copies + self.optimizer.bytes_to_train(theta) + of_order + of_losses + of_norm)
 
     def _epoch(self, plan: StepPlan, batches: Minibatches, bar: Progress, done: int, epochs: int) -> dict[str, Any]:
-        """One epoch, and what was measured in it."""
+        """One epoch, or none of it where it fails; and what was measured in it."""
+        network = self.network
+        before, state = network.snapshot(), self.optimizer.snapshot()
+
+        def undo() -> None:
+            network.restore(before)
+            self.optimizer.restore(state)
+
+        try:
+            with network.device.activate(f"epoch {network.epochs_trained + 1}"):
+                measured = self._steps_of_epoch(plan, batches, bar, done, epochs, undo)
+        except DeviceLostError:
+            raise
+        except Exception:
+            if network.device.is_cuda:  # steps may still be running on the plan's stream
+                network.device.module.cuda.Device().synchronize()
+            undo()
+            raise
+        network.epochs_trained += 1
+        return measured
+
+    def _steps_of_epoch(
+        self, plan: StepPlan, batches: Minibatches, bar: Progress, done: int, epochs: int, undo: Callable[[], None]
+    ) -> dict[str, Any]:
         network, epoch, began = self.network, self.network.epochs_trained, time.perf_counter()
         xp, lead = network.device.module, () if network.members is None else (network.members,)
         losses = xp.empty((len(batches), *lead), network.dtype)  # read once, at the end: no wait within the epoch
-        before, state = network.snapshot(), self.optimizer.snapshot()
         b = examples = 0
         for part in batches.parts(epoch, self._launches(batches, bar)):
             steps = len(part.index)
@@ -209,8 +234,7 @@ class Trainer:
         bad = ~np.isfinite(measured_losses).reshape(-1, b)  # (E, batches), E = 1 for a single network
         bad[:, -1] |= ~to_host(xp.isfinite(network.theta).all(axis=-1)).reshape(-1)  # the last update went too far
         if bad.any():
-            self._raise_diverged(plan, batches, before, state, bad)
-        network.epochs_trained += 1
+            self._raise_diverged(plan, batches, undo, bad)
         sizes = [rows.stop - rows.start for rows in row_slices(batches.N, batches.batch_size)]
         loss = np.average(measured_losses, axis=-1, weights=sizes)
         rate = np.broadcast_to(self.optimizer.current_rate, lead)
@@ -239,14 +263,13 @@ class Trainer:
                 self._steps *= 2
 
     def _raise_diverged(
-        self, plan: StepPlan, batches: Minibatches, before: Any, state: Any, bad: np.ndarray[Any, Any]
+        self, plan: StepPlan, batches: Minibatches, undo: Callable[[], None], bad: np.ndarray[Any, Any]
     ) -> None:
-        """Train the epoch again up to the first bad batch, look at every layer there, go back to its start, raise."""
+        """Train the epoch again up to the first bad batch, look at every layer there, and raise."""
         network, epoch = self.network, self.network.epochs_trained
         first = int(np.flatnonzero(bad.any(axis=0))[0])
         who = "" if network.members is None else f" of member {', '.join(map(str, np.flatnonzero(bad[:, first])))}"
-        network.restore(before)
-        self.optimizer.restore(state)
+        undo()
         left = first
         for part in batches.parts(epoch):
             first_ones = part._replace(index=part.index[:left])
@@ -255,8 +278,6 @@ class Trainer:
                 lines = self._largest(*plan.minibatch(part[:3], part.index[left]))
                 break
             left -= len(part.index)
-        network.restore(before)
-        self.optimizer.restore(state)
         raise TrainingDivergedError(
             f"the loss or a weight{who} is not a finite number in epoch {epoch + 1}, "
             f"batch {first + 1} of {len(batches)}.\n"

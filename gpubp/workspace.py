@@ -80,7 +80,8 @@ def lives(network: Any, N: int, stacked: bool) -> list[Planned]:
     for k in reversed(range(network.first_trained, K)):
         incoming, time = gradient, 2 * K - k
         for name, buffer in needs[k].items():
-            if _own(name) == "Y" or name in layers[k].saves or (name == "dL_dX" and k == network.first_trained):
+            unused = name.startswith("dL_dX") and k == network.first_trained
+            if _own(name) == "Y" or name in layers[k].saves or unused:
                 continue
             planned = Planned(("backward", k, name), buffer.shape, time, time + (name == "dL_dX"))
             if buffer.overwrites == "dL_dY" and buffer.shape == incoming.shape:

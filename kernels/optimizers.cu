@@ -6,12 +6,12 @@
 //     Lion     theta -= rate sign(beta1 M + (1 - beta1) g),   M = beta2 M + (1 - beta2) g
 //
 // with g = factor dL_dtheta, and theta -= rate weight_decay theta before in the first `decayed` columns. E members of a
-// stack, a row of P parameters each; rows are contiguous, one after the other, and begin anywhere. threadIdx.x runs along
-// a row, threadIdx.y over members. Every grid dimension is looped over, so that a grid of any size is correct.
+// stack, a row of P parameters each; rows are contiguous, `pitch` numbers apart, and begin anywhere. threadIdx.x runs
+// along a row, threadIdx.y over members. Every grid dimension is looped over, so that a grid of any size is correct.
 //
 // What changes from step to step is read from device memory, so that a CUDA graph holds none of it fast: the rates, and
-// how many steps were done before. A graph of several steps counts on from there: its s-th update is launched with s,
-// and with the s-th row of the rates. So are the factors, which keep a member's gradient from being longer than `clip`:
+// what Adam makes of the number of the step. The host computes them in double when a launch begins, a row for each step
+// of a graph. So are the factors, which keep a member's gradient from being longer than `clip`:
 //
 //     factor = min(1, clip / |dL_dtheta|),   1 where the length is no finite number
 #include "sums.cuh"
@@ -60,7 +60,7 @@ template <typename T>
 struct Member {
     T rate, factor, shrink;
     Index decayed;
-    __device__ Member(Index e, double rate, const T* factors, double weight_decay, Index decayed)
+    __device__ Member(Index e, T rate, const T* factors, T weight_decay, Index decayed)
         : rate(rate), factor(factors ? factors[e] : T(1)), shrink(rate * weight_decay), decayed(decayed) {}
     __device__ void decay(Index j, T& theta) const {
         if (j < decayed) theta -= shrink * theta;
@@ -68,13 +68,13 @@ struct Member {
 };
 
 template <typename T>
-__global__ void sgd(T* theta, const T* dL_dtheta,              // (E, P)
-                    T* V,                                      // (E, P); null: no momentum
-                    const double* rates, Index rates_stride,   // one for each member, or stride 0
-                    const T* factors,                          // (E,) of the gradient; null: 1
-                    Index E, Index P, Index decayed, double weight_decay, T momentum, Index nesterov) {
+__global__ void sgd(T* theta, const T* dL_dtheta,  // (E, P)
+                    T* V,                          // (E, P); null: no momentum
+                    const T* rates,                // (E,)
+                    const T* factors,              // (E,) of the gradient; null: 1
+                    Index E, Index P, Index pitch, Index decayed, T weight_decay, T momentum, Index nesterov) {
     for (Index e = blockIdx.y * Index(blockDim.y) + threadIdx.y; e < E; e += Index(gridDim.y) * blockDim.y) {
-        const Member<T> member(e, rates[e * rates_stride], factors, weight_decay, decayed);
+        const Member<T> member(e, rates[e], factors, weight_decay, decayed);
         const auto with_momentum = [&](Index j, T& t, T g, T&, T& v) {
             member.decay(j, t);
             g *= member.factor;
@@ -85,37 +85,26 @@ __global__ void sgd(T* theta, const T* dL_dtheta,              // (E, P)
             member.decay(j, t);
             t -= member.rate * (member.factor * g);
         };
-        T *const own_theta = theta + e * P, *const none = nullptr;
+        T *const own_theta = theta + e * pitch, *const none = nullptr;
         if (V) {
-            update_row<1>(with_momentum, own_theta, dL_dtheta + e * P, none, V + e * P, P);
+            update_row<1>(with_momentum, own_theta, dL_dtheta + e * pitch, none, V + e * pitch, P);
         } else {
-            update_row<0>(plain, own_theta, dL_dtheta + e * P, none, none, P);
+            update_row<0>(plain, own_theta, dL_dtheta + e * pitch, none, none, P);
         }
     }
 }
 
 template <typename T>
 __global__ void adam(T* theta, const T* dL_dtheta, T* M, T* V,  // (E, P)
-                     const double* rates, Index rates_stride,   // one for each member, or stride 0
+                     const T* rates,                            // (E,)
                      const T* factors,                          // (E,) of the gradient; null: 1
-                     Index E, Index P, Index decayed, double weight_decay,
-                     const Index* steps,  // done before the graph that this launch is part of
-                     Index s,             // which update of that graph this is, from 1
-                     double beta1, double beta2, double log_beta1, double log_beta2, double epsilon) {
-    __shared__ double shared_correction1, shared_correction2;
-    if (threadIdx.x == 0 && threadIdx.y == 0) {  // 1 - beta^t, once a block
-        const double t = static_cast<double>(*steps + s);
-        shared_correction1 = -expm1(t * log_beta1);
-        shared_correction2 = sqrt(-expm1(t * log_beta2));
-    }
-    __syncthreads();
-    const double correction1 = shared_correction1, correction2 = shared_correction2;
-    const T kept1 = beta1, kept2 = beta2, added1 = 1 - beta1, added2 = 1 - beta2;
-    // M_hat / (sqrt(V_hat) + epsilon), with numerator and denominator multiplied by correction2.
-    const T small = epsilon * correction2;
+                     Index E, Index P, Index pitch, Index decayed, T weight_decay,
+                     const T* corrections,  // (2,): what the rate, and what epsilon is multiplied by in this step
+                     T kept1, T added1, T kept2, T added2, T epsilon) {
+    const T correction = corrections[0], small = epsilon * corrections[1];
     for (Index e = blockIdx.y * Index(blockDim.y) + threadIdx.y; e < E; e += Index(gridDim.y) * blockDim.y) {
-        const Member<T> member(e, rates[e * rates_stride], factors, weight_decay, decayed);
-        const T scaled_rate = rates[e * rates_stride] * (correction2 / correction1);
+        const Member<T> member(e, rates[e], factors, weight_decay, decayed);
+        const T scaled_rate = member.rate * correction;
         const auto step = [&](Index j, T& t, T g, T& m, T& v) {
             member.decay(j, t);
             g *= member.factor;
@@ -123,19 +112,20 @@ __global__ void adam(T* theta, const T* dL_dtheta, T* M, T* V,  // (E, P)
             v = kept2 * v + added2 * (g * g);
             t -= scaled_rate * m / (sqrt(v) + small);
         };
-        update_row<2>(step, theta + e * P, dL_dtheta + e * P, M + e * P, V + e * P, P);
+        update_row<2>(step, theta + e * pitch, dL_dtheta + e * pitch, M + e * pitch, V + e * pitch, P);
     }
 }
 
 template <typename T>
-__global__ void rmsprop(T* theta, const T* dL_dtheta,             // (E, P)
-                        T* M,                                     // (E, P); null: no momentum
-                        T* V,                                     // (E, P)
-                        const double* rates, Index rates_stride,  // one for each member, or stride 0
-                        const T* factors,                         // (E,) of the gradient; null: 1
-                        Index E, Index P, Index decayed, double weight_decay, T kept, T added, T momentum, T epsilon) {
+__global__ void rmsprop(T* theta, const T* dL_dtheta,  // (E, P)
+                        T* M,                          // (E, P); null: no momentum
+                        T* V,                          // (E, P)
+                        const T* rates,                // (E,)
+                        const T* factors,              // (E,) of the gradient; null: 1
+                        Index E, Index P, Index pitch, Index decayed, T weight_decay, T kept, T added, T momentum,
+                        T epsilon) {
     for (Index e = blockIdx.y * Index(blockDim.y) + threadIdx.y; e < E; e += Index(gridDim.y) * blockDim.y) {
-        const Member<T> member(e, rates[e * rates_stride], factors, weight_decay, decayed);
+        const Member<T> member(e, rates[e], factors, weight_decay, decayed);
         const auto scaled = [&](Index j, T& t, T g, T& v) {
             member.decay(j, t);
             g *= member.factor;
@@ -147,22 +137,22 @@ __global__ void rmsprop(T* theta, const T* dL_dtheta,             // (E, P)
             t -= member.rate * m;
         };
         const auto plain = [&](Index j, T& t, T g, T&, T& v) { t -= member.rate * scaled(j, t, g, v); };
-        T *const own_theta = theta + e * P, *const own_V = V + e * P, *const none = nullptr;
+        T *const own_theta = theta + e * pitch, *const own_V = V + e * pitch, *const none = nullptr;
         if (M) {
-            update_row<2>(with_momentum, own_theta, dL_dtheta + e * P, M + e * P, own_V, P);
+            update_row<2>(with_momentum, own_theta, dL_dtheta + e * pitch, M + e * pitch, own_V, P);
         } else {
-            update_row<1>(plain, own_theta, dL_dtheta + e * P, none, own_V, P);
+            update_row<1>(plain, own_theta, dL_dtheta + e * pitch, none, own_V, P);
         }
     }
 }
 
 template <typename T>
-__global__ void lion(T* theta, const T* dL_dtheta, T* M,       // (E, P)
-                     const double* rates, Index rates_stride,  // one for each member, or stride 0
-                     const T* factors,                         // (E,) of the gradient; null: 1
-                     Index E, Index P, Index decayed, double weight_decay, T added1, T kept2, T added2) {
+__global__ void lion(T* theta, const T* dL_dtheta, T* M,  // (E, P)
+                     const T* rates,                      // (E,)
+                     const T* factors,                    // (E,) of the gradient; null: 1
+                     Index E, Index P, Index pitch, Index decayed, T weight_decay, T added1, T kept2, T added2) {
     for (Index e = blockIdx.y * Index(blockDim.y) + threadIdx.y; e < E; e += Index(gridDim.y) * blockDim.y) {
-        const Member<T> member(e, rates[e * rates_stride], factors, weight_decay, decayed);
+        const Member<T> member(e, rates[e], factors, weight_decay, decayed);
         const auto step = [&](Index j, T& t, T g, T&, T& m) {
             member.decay(j, t);
             g *= member.factor;
@@ -171,7 +161,7 @@ __global__ void lion(T* theta, const T* dL_dtheta, T* M,       // (E, P)
             m = kept2 * m + added2 * g;
         };
         T* const none = nullptr;
-        update_row<1>(step, theta + e * P, dL_dtheta + e * P, none, M + e * P, P);
+        update_row<1>(step, theta + e * pitch, dL_dtheta + e * pitch, none, M + e * pitch, P);
     }
 }
 
@@ -179,14 +169,14 @@ __global__ void lion(T* theta, const T* dL_dtheta, T* M,       // (E, P)
 template <typename T, int W>
 __global__ void squares(const T* dL_dtheta,  // (E, P)
                         double* sums,        // (E, C)
-                        Index E, Index P, Index C,
+                        Index E, Index P, Index pitch, Index C,
                         Index chunk) {  // numbers of each of the C, a multiple of W
     for (Index e = blockIdx.y; e < E; e += gridDim.y) {
         for (Index c = blockIdx.x; c < C; c += gridDim.x) {
             const Index end = min(P, (c + 1) * chunk);
             T squares = 0;
             for (Index i = c * chunk + threadIdx.x * W; i < end; i += blockDim.x * W) {
-                const Pack<T, W> g = load<W>(dL_dtheta + e * P + i, end - i);
+                const Pack<T, W> g = load<W>(dL_dtheta + e * pitch + i, end - i);
 #pragma unroll
                 for (int v = 0; v < W; ++v) squares += g.at[v] * g.at[v];
             }

@@ -1,10 +1,10 @@
-"""Fixtures that several test files share, and what happens to GPU tests where there is no GPU."""
+"""Fixtures that several test files share, what happens to GPU tests without a GPU, and what where one is lost."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -14,15 +14,21 @@ import pytest
 
 from gpubp import cpu
 from gpubp.backend import Device, why_no_cuda
+from gpubp.errors import DeviceLostError
 
 GPU_HERE = why_no_cuda() is None
+LOST = "the device was lost"
+"""What a test's report is marked by after which no other can use the device in its process."""
 
 
 @pytest.fixture(autouse=True)
-def auto_means_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def auto_means_cpu(request: pytest.FixtureRequest) -> Iterator[None]:
     """Hide CuPy from tests that are not about a GPU, so that they test the CPU on a machine with one too."""
-    if GPU_HERE and request.node.get_closest_marker("gpu") is None:
-        monkeypatch.setitem(sys.modules, "cupy", None)
+    # With a patch of its own: a test's is then undone before the stand-in goes, and does not put it back.
+    with pytest.MonkeyPatch.context() as patch:
+        if GPU_HERE and request.node.get_closest_marker("gpu") is None:
+            patch.setitem(sys.modules, "cupy", None)
+        yield
 
 
 @pytest.fixture
@@ -74,8 +80,38 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     pytest.skip(f"no CUDA device: {reason}")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Wait for what a GPU test has left on the device: it is the test's own error where that fails."""
+    try:
+        return (yield)
+    finally:
+        if GPU_HERE and item.get_closest_marker("gpu") is not None:
+            try:
+                with Device("cuda").activate("waiting for what a test has left there"):
+                    Device("cuda").module.cuda.runtime.deviceSynchronize()
+            except DeviceLostError as error:
+                item.user_properties.append((LOST, str(error)))
+                raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """End the process that has lost its device, once the test that was the first to find it so is reported."""
+    result = yield
+    if any(name == LOST for name, _ in item.user_properties):
+        if hasattr(item.config, "workerinput"):
+            os._exit(1)  # pytest-xdist calls the test crashed, and starts another process for those that are left
+        pytest.exit(f"{LOST} in {item.nodeid}: no other test can use it in this process", returncode=1)
+    return result
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say loudly how much was not checked."""
+    """Say loudly how much was not checked, and in which tests a device was lost."""
+    for report in terminalreporter.getreports("error"):
+        for name, error in getattr(report, "user_properties", ()):
+            if name == LOST:
+                terminalreporter.write_line(f"{LOST} first in {report.nodeid}: {error}", red=True, bold=True)
     skipped = [report for report in terminalreporter.getreports("skipped") if "gpu" in getattr(report, "keywords", ())]
     if skipped:
         terminalreporter.write_line(

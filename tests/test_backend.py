@@ -8,9 +8,11 @@ import types
 
 import numpy as np
 import pytest
+from fake_cupy.names import UFUNCS
 
 import gpubp
 from gpubp.backend import CPU, Device, as_array, device_of, resolve_device, why_no_cuda
+from gpubp.cublas import clear_cache
 from gpubp.errors import DataError, DeviceError, SettingError
 
 
@@ -58,6 +60,7 @@ def a_cupy(monkeypatch, count=None, error=None):
         return count
 
     runtime = types.SimpleNamespace(getDeviceCount=device_count, CUDARuntimeError=CUDARuntimeError)
+    runtime.streamQuery = lambda stream: 35  # cudaErrorInsufficientDriver, raw
     cupy.cuda = types.SimpleNamespace(runtime=runtime)
     cupy.ndarray = type("ndarray", (), {})
     monkeypatch.setitem(sys.modules, "cupy", cupy)
@@ -94,6 +97,89 @@ def test_no_device_and_too_high_an_index_are_said_so(monkeypatch):
     assert resolve_device("cuda:1") == Device("cuda", 1)
     with pytest.raises(DeviceError, match=r"'cuda:2' was asked for, but this machine has 2 CUDA device"):
         resolve_device("cuda:2")
+
+
+# A part of the CUDA toolkit is missing: errors as CuPy raises them.
+
+NO_CUBLAS = 'Failure finding "libcublas.so.13 or libcublas.so.12": No such file: libcublas.so.13 or libcublas.so.12\n'
+NO_COMPILER = {
+    "Failed to find CUDA headers": RuntimeError(
+        "Failed to find CUDA headers. Please install CUDA toolkit headers (e.g., pip install cupy-cuda12x[ctk]) or "
+        "specify CUDA_PATH environment variable."
+    ),
+    'Failure finding "libnvrtc.so.13 or libnvrtc.so.12"': type("DynamicLibNotFoundError", (RuntimeError,), {})(
+        'Failure finding "libnvrtc.so.13 or libnvrtc.so.12": No such file: libnvrtc.so.13 or libnvrtc.so.12\n'
+    ),
+    "CuPy failed to load libnvrtc.so.13": RuntimeError(
+        "CuPy failed to load libnvrtc.so.13: OSError: libnvrtc.so.13: cannot open shared object file"
+    ),
+}
+X, T = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
+WITH_EXTRA = (
+    r"cuda:0 can't be used: (.*)\. CuPy needs .* of CUDA 13: pip install 'cupy-cuda13x\[ctk\]' .*'gpubp\[cuda13x\]'"
+)
+
+
+def raises(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("said", NO_COMPILER)
+@pytest.mark.parametrize("of", ["gpubp", "CuPy"])
+def test_a_missing_compiler_is_told_with_the_way_out(fake_cupy, monkeypatch, said, of):
+    net = gpubp.mlp([3, 4, 2], standardize=True, device="cuda")
+    net.adapt(X)
+    if of == "gpubp":
+        monkeypatch.setattr(fake_cupy.RawModule, "get_function", raises(NO_COMPILER[said]))
+    for name in UFUNCS if of == "CuPy" else ():  # it compiles kernels of its own
+        monkeypatch.setattr(fake_cupy, name, raises(NO_COMPILER[said]))
+    for call in (lambda: gpubp.fit(net, X, T, epochs=1), lambda: net.predict(X)):
+        with pytest.raises(DeviceError, match=WITH_EXTRA) as caught:
+            call()
+        assert said in str(caught.value)
+
+
+def test_a_missing_compiler_is_told_by_a_layer_alone(fake_cupy, monkeypatch):
+    layer = gpubp.mlp([3, 4, 2], device="cuda").layers[1]
+    monkeypatch.setattr(fake_cupy.RawModule, "get_function", raises(NO_COMPILER["Failed to find CUDA headers"]))
+    with pytest.raises(DeviceError, match=WITH_EXTRA):
+        layer.forward(fake_cupy.ones((3, 4)))
+
+
+def test_a_missing_cublas_is_told_with_the_way_out(fake_cupy, monkeypatch):
+    net = gpubp.mlp([3, 4, 2], device="cuda")
+    monkeypatch.setitem(sys.modules, "nvmath.bindings.cublas", None)
+    loader = types.SimpleNamespace(load_nvidia_dynamic_lib=raises(RuntimeError(NO_CUBLAS)))
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", loader)
+    monkeypatch.setattr(fake_cupy.cuda.runtime, "runtimeGetVersion", lambda: 13020)
+    monkeypatch.setattr(fake_cupy, "matmul", raises(ImportError(NO_CUBLAS)))
+    clear_cache()
+    for call in (lambda: gpubp.fit(net, X, T, epochs=1), lambda: net.predict(X)):
+        with pytest.raises(DeviceError, match=WITH_EXTRA):
+            call()
+
+
+def test_other_errors_within_a_device_stay_themselves(fake_cupy):
+    for error in (
+        RuntimeError("of a layer of somebody's"),
+        ImportError("no module of somebody's"),
+        DeviceError("ours"),
+    ):
+        with pytest.raises(type(error)) as caught, Device("cuda").activate():
+            raise error
+        assert caught.value is error
+
+
+def test_a_release_that_is_broken_is_refused(fake_cupy, monkeypatch):
+    monkeypatch.setattr(fake_cupy, "__version__", "14.1.0")
+    assert resolve_device("auto") == CPU
+    with pytest.raises(
+        DeviceError, match=r"'cuda' was asked for, but CuPy 14\.1\.0 is installed.*Install a later version"
+    ):
+        gpubp.mlp([2, 2], device="cuda")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "", "CUDA", None, 0])

@@ -6,13 +6,9 @@ cuBLAS does, and refuses what that refuses.
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 import itertools
 import json
 import pickle
-import re
-import subprocess
 import sys
 from types import ModuleType
 from typing import Any
@@ -345,18 +341,37 @@ def test_without_the_library_cupy_computes(fake_cupy, monkeypatch):
         cublas.handle()
 
 
-def test_a_library_that_does_not_load_is_asked_once(fake_cupy, monkeypatch):
+@pytest.mark.parametrize("error", [ImportError, OSError, AttributeError])
+def test_a_library_that_does_not_load_is_asked_once(fake_cupy, monkeypatch, error):
     asked = []
 
     def create():
         asked.append(1)
-        raise RuntimeError("libcublas.so.13 can't be found\nand more lines")
+        raise error("libcublas.so.13 can't be found")
 
     monkeypatch.setattr(sys.modules["nvmath.bindings.cublas"], "create", create)
     for _ in range(3):
         gemm.matmul(fake_cupy.ones((2, 3)), fake_cupy.ones((3, 2)), fake_cupy.empty((2, 2)))
-    assert cublas.why_no_handle() == "libcublas.so.13 can't be found"
+    assert cublas.why_no_handle().startswith("libcublas.so.13 can't be found. To install it: pip install")
     assert len(asked) == 1
+
+
+def test_one_odd_error_is_not_held_against_the_library(fake_cupy, monkeypatch):
+    X, T = np.random.default_rng(0).normal(size=(40, 4)), np.arange(40) % 2
+    net, optimizer = gpubp.mlp([4, 2], device="cuda"), gpubp.SGD(0.1)
+    is_capturing, asked = fake.Stream.is_capturing, []
+
+    def invalidated(stream):  # as CuPy says it, with no class of its own
+        asked.append(stream)
+        if len(asked) == 1:
+            raise RuntimeError("the stream was capturing, but an error has invalidated the capture sequence")
+        return is_capturing(stream)
+
+    monkeypatch.setattr(fake.Stream, "is_capturing", invalidated)
+    gpubp.fit(net, X, T, optimizer=optimizer, epochs=2, batch_size=8)
+    assert net.plan.why_not_captured is None
+    assert fake.machine.graph_launches
+    assert len(asked) > 1
 
 
 def test_where_there_is_no_cupy_there_is_no_cublas(monkeypatch):
@@ -384,28 +399,6 @@ def call(xp: ModuleType, **changes: Any) -> None:
     }  # fmt: skip
     fake_cublas.gemm_ex(**{**arguments, **changes})
     np.testing.assert_array_equal(to_host(C), 3)
-
-
-def test_the_stand_in_takes_what_the_library_takes():
-    if importlib.util.find_spec("nvmath") is None:
-        pytest.skip("nvmath-python, the oracle of this test, is not installed")
-    names = [name for name, value in vars(fake_cublas).items() if inspect.isfunction(value) and name[0] != "_"]
-    names = sorted({*names} & {*vars(fake_cublas.modules()["nvmath.bindings.cublas"])})
-    kinds = ["ComputeType", "Operation", "PointerMode", "Math"]
-    code = (
-        "import json; from nvmath.bindings import cublas\n"
-        f"print(json.dumps([{{name: getattr(cublas, name).__doc__ for name in {names}}},"
-        f"{{kind: {{member.name: int(member) for member in getattr(cublas, kind)}} for kind in {kinds}}}]))"
-    )  # in a process of its own: the library adds dtypes to NumPy
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    said, members = json.loads(output)
-    assert len(said) == 9
-    for name, text in said.items():
-        arguments = re.match(rf"{name}\(([^)]*)\)", text)[1]  # "intptr_t handle, int mode"
-        taken = [part.split()[-1] for part in arguments.split(",") if part]
-        assert taken == list(inspect.signature(getattr(fake_cublas, name)).parameters), name
-    for kind, values in members.items():
-        assert {member.name: int(member) for member in getattr(fake_cublas, kind)}.items() <= values.items()
 
 
 @pytest.mark.parametrize(

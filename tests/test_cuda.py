@@ -415,7 +415,7 @@ def record_optimizer_launches() -> list[fake.Launch]:
             dL_dtheta = xp.full(other + size, 1, dtype)[other:].reshape(shape)
             update = optimizers.of(theta, dL_dtheta)
             for extras in (False, True):
-                update.begin(3, [0.1] * E if len(shape) == 2 else 0.1)
+                update.begin([0.1] * E if len(shape) == 2 else 0.1, np.array([[0.5, 0.25]]))
                 if extras:
                     update.clip(0.5)
                     update.weight_decay, update.decayed = 0.1, shape[-1] // 2

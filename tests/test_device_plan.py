@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,6 +28,8 @@ from gpubp.data.minibatches import StreamedMinibatches
 from gpubp.data.prepared import prepared as prepared_to_fit
 from gpubp.errors import DeviceError, OutOfDeviceMemoryError
 from gpubp.losses.base import Loss
+from gpubp.ops.combine import combine
+from gpubp.parameters import Parameter
 from gpubp.recording import GraphSteps
 
 OPTIMIZERS = {
@@ -316,15 +319,21 @@ def test_on_the_cpu_launches_grow_from_epoch_to_epoch(monkeypatch):
     assert [steps for steps, _ in calls.epochs] == [[1, 2, 4, 5], [8, 4], [12]] * 2
 
 
-def test_ctrl_c_is_heard_while_the_device_works():
-    class Never:
-        done = False
-
+def test_ctrl_c_is_heard_while_the_device_works(fake_cupy, monkeypatch):
     timer = threading.Timer(0.2, _thread.interrupt_main)
-    timer.start()
+    asked = []
+
+    def never(event):
+        if not asked:
+            timer.start()
+        asked.append(event)
+        return 600  # cudaErrorNotReady
+
+    monkeypatch.setattr(fake_cupy.cuda.runtime, "eventQuery", never)
     with pytest.raises(KeyboardInterrupt):
-        cuda.wait(Never())
+        gpubp.fit(gpubp.mlp([6, 3], device="cuda"), *data()[:2])
     timer.join()
+    assert len(set(asked)) == 1
 
 
 @pytest.mark.parametrize("members", [None, 2])
@@ -526,6 +535,99 @@ def test_what_can_not_be_captured_is_launched_step_by_step_with_one_warning(devi
     assert np.isfinite(losses).all()
     assert losses[-8:].mean() < losses[:8].mean()
     assert optimizer.steps == 36
+
+
+def test_a_shared_input_behind_a_layer_that_is_not_stacked_is_captured(device):
+    class Passing(gpubp.Layer, register=False):
+        """X as it is, for all members alike, and a parameter that nothing depends on."""
+
+        def declare(self):
+            return {"c": Parameter((2,), lambda rng: np.zeros(2), False)}
+
+        def output_width(self, n_in):
+            return n_in
+
+        def buffers(self, shape, xp=np):
+            return {"Y": Buffer(shape), "dL_dX": Buffer(shape)}
+
+        def forward(self, X, out=None, *, training=False, rng=None):
+            out = self._fresh(X) if out is None else out
+            return combine(out["Y"], 0.0, X, 1.0), {}
+
+        def backward(self, dL_dY, saved, out=None, *, input_gradient=True):
+            assert dL_dY.ndim == 2
+            self.gradients["c"][...] = dL_dY[0, :2]  # of what reaches this layer
+            return None
+
+    def network(device, activation):
+        layers = [Passing(), gpubp.Dense(6, 9), *activation, gpubp.Dense(9, 3)]
+        return gpubp.Network(layers, loss="squared_error", members=3, dtype="float64", device=device, rng=0)
+
+    for activation in ([], [gpubp.Tanh()]):
+        net, on_host, on_numpy = (network(where, activation) for where in (device, "cpu", "cpu"))
+        X, T, _ = data()
+        index = index_of(net, 12, 8)
+        losses, theta = run(net, prepared(net, X, T), index, gpubp.SGD(0.1, 0.9))  # captured, and no product is CuPy's
+        expected = gpubp.StepPlan(on_host, 8).steps(*prepared(on_host, X, T), to_host(index), gpubp.SGD(0.1, 0.9))
+        np.testing.assert_allclose(losses, expected, rtol=1e-10)
+        np.testing.assert_allclose(theta, on_host.theta, rtol=1e-9, atol=1e-12)
+        # dL_dX is the sum over the members of what each of them passes back.
+        _, gradients = on_numpy.loss_and_gradients(X[:8], T[:8])
+        by_member = []
+        for e in range(3):
+            W = {name: array[e] for name, array in on_numpy.parameters.items()}
+            H = X[:8] @ W["1.W"] + W["1.b"]
+            H = np.tanh(H) if activation else H
+            last = len(on_numpy.layers) - 1
+            D = (H @ W[f"{last}.W"] + W[f"{last}.b"] - T[:8]) * 2 * on_numpy.loss.scale / 8 @ W[f"{last}.W"].T
+            by_member.append((D * (1 - H**2) if activation else D) @ W["1.W"].T)
+        np.testing.assert_allclose(gradients["0.c"], np.tile(np.sum(by_member, axis=0)[0, :2], (3, 1)), rtol=1e-10)
+
+
+def test_the_kernels_of_a_step_are_compiled_together_before_the_first_is_launched(monkeypatch, caplog):
+    import fake_cupy
+
+    compiled, running, most, lock = [], [], [], threading.Lock()
+    inner = cuda._compiled
+
+    def watched(device, stem, kernel):
+        with lock:
+            compiled.append((kernel, len(fake_cupy.machine.launches)))
+            running.append(kernel)
+            most.append(len(running))
+        time.sleep(0.05)  # for the others to begin
+        try:
+            return inner(device, stem, kernel)
+        finally:
+            running.remove(kernel)
+
+    monkeypatch.setattr(cuda, "_compiled", watched)
+    monkeypatch.setattr(cuda, "ANNOUNCED_AFTER", 0)
+    X, T, _ = data()
+    with fake_cupy.installed(record=True):
+        net = gpubp.mlp([6, 9, 3], device="cuda", l2=0.1)
+        before = to_host(net.theta).copy()
+        gpubp.fit(net, X, T, optimizer=gpubp.AdamW(clip_norm=1.0, average=0.9), epochs=0)
+        np.testing.assert_array_equal(to_host(net.theta), before)
+        gpubp.fit(net, X, T, optimizer=gpubp.AdamW(clip_norm=1.0, average=0.9), epochs=1, batch_size=16)
+        launched = {launch.kernel for launch in fake_cupy.machine.launches}
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert {name for name, _ in compiled} == launched
+        assert {launches for _, launches in compiled} == {0}
+        assert max(most) > 1
+        for name in launched:
+            assert name.partition("<")[0] in said
+        gpubp.fit(net, X, T, epochs=1, optimizer=gpubp.AdamW(clip_norm=1.0, average=0.9), batch_size=16)
+        assert len(compiled) == len(launched)  # none twice
+
+
+def test_a_kernel_that_does_not_compile_ends_a_training_before_it_begins(fake_cupy, monkeypatch):
+    net = gpubp.mlp([6, 9, 3], device="cuda")
+    before, right = to_host(net.theta).copy(), cuda.source
+    monkeypatch.setattr(cuda, "source", lambda stem: "wrong" if stem == "optimizers" else right(stem))
+    with pytest.raises(DeviceError, match=r"kernel adam<float> of optimizers.cu does not compile on cuda:0"):
+        gpubp.fit(net, *data()[:2], epochs=1)
+    np.testing.assert_array_equal(to_host(net.theta), before)
 
 
 def test_a_part_that_runs_on_the_host_is_noticed(fake_cupy):

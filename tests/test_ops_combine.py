@@ -47,6 +47,19 @@ def test_arrays_with_gaps(xp):
     np.testing.assert_array_equal(to_host(out), np.tile([5.0, 1.0], (4, 3)))
 
 
+@pytest.mark.parametrize("gaps", [(0, 4), (4, 4), (3, 0), (3, 1)])
+def test_rows_that_lie_apart(xp, gaps):
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=(3, 33 + gap)) for gap in gaps]
+    out, X = (xp.asarray(array.copy()) for array in values)
+    combine(out[:, :33], 0.5, X[:, :33], 0.25)
+    expected = values[0].copy()
+    expected[:, :33] = 0.5 * values[0][:, :33] + 0.25 * values[1][:, :33]
+    np.testing.assert_allclose(to_host(out), expected, rtol=1e-15)
+    if xp is not np:
+        assert compiled.kernels_of(xp).combine.takes(out[:, :33], X[:, :33])
+
+
 def test_a_kernel_is_used(xp, request):
     if "numpy" in request.node.name:
         assert compiled.kernels_of(xp) is None

@@ -37,10 +37,13 @@ def xp(request: pytest.FixtureRequest) -> Any:
             yield module
 
 
-def placed(xp: ModuleType, values: np.ndarray, dtype: str, offset: int) -> tuple[Any, Any]:
-    """An array of these values that begins `offset` elements late in a larger one; both."""
-    flat = xp.full(values.size + offset + 3, 77, dtype)
-    view = flat[offset : offset + values.size].reshape(values.shape)
+def placed(xp: ModuleType, values: np.ndarray, dtype: str, offset: int, gap: int = 0) -> tuple[Any, Any]:
+    """An array of these values that begins `offset` elements late in a larger one, rows `gap` elements apart; both."""
+    rows = 1 if values.ndim == 1 else len(values)
+    pitch = values.shape[-1] + gap
+    flat = xp.full(rows * pitch + offset + 3, 77, dtype)
+    view = flat[offset : offset + rows * pitch].reshape(rows, pitch)[:, : values.shape[-1]]
+    view = view.reshape(values.shape) if values.ndim == 1 else view
     view[...] = xp.asarray(values.astype(dtype))
     return view, flat
 
@@ -83,6 +86,7 @@ def check(
     own_rates: bool = False,
     clipped: bool = False,
     weight_decay: float = 0.0,
+    gap: int = 0,
 ) -> np.ndarray:
     """All steps once, against the reference; returns theta."""
     name, settings = method
@@ -93,8 +97,8 @@ def check(
     clip = 0.8 * max(1, shape[-1]) ** 0.5 if clipped else None  # nearly always shorter than the gradients
     decayed = shape[-1] * 2 // 3 if weight_decay else 0
 
-    theta, around = placed(xp, start, dtype, offsets[0])
-    dL_dtheta, _ = placed(xp, np.zeros(shape), dtype, offsets[1])
+    theta, around = placed(xp, start, dtype, offsets[0], gap)
+    dL_dtheta, _ = placed(xp, np.zeros(shape), dtype, offsets[1], gap)
     optimizer = gpubp.optimizer_by_name(name, learning_rate=rates, clip_norm=clip, **settings)
     optimizer.weight_decay = weight_decay  # of any optimizer, as far as the kernels are concerned
     for gradient in gradients:
@@ -103,10 +107,11 @@ def check(
         assert isinstance(optimizer._compiled, launches.Update)
     expected = reference(name, start, gradients, rates, clip, weight_decay, decayed, **settings)
     tolerance = 1e-12 if dtype == "float64" else 2e-5
-    np.testing.assert_allclose(to_host(theta), expected, rtol=tolerance, atol=tolerance)
-    surroundings = np.delete(to_host(around), slice(offsets[0], offsets[0] + start.size))
-    np.testing.assert_array_equal(surroundings, 77)
-    return to_host(theta)
+    found = to_host(theta).copy()
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+    theta[...] = 77
+    np.testing.assert_array_equal(to_host(around), 77)
+    return found
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -118,6 +123,14 @@ def test_twenty_steps_equal_those_of_float64(xp, method, dtype):
             offsets, own_rates, extras = next(options)
             clipped = extras and shape[0] < 300
             check(xp, method, shape, dtype, offsets, own_rates, clipped, 0.3 if extras else 0.0)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_rows_may_lie_apart(xp, method):
+    kept = check(xp, method, (3, 37), "float32", (0, 0), True, True, 0.3)
+    for gap in (3, 4):
+        found = check(xp, method, (3, 37), "float32", (0, 0), True, True, 0.3, gap)
+        np.testing.assert_allclose(found, kept, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
@@ -189,9 +202,10 @@ def test_an_update_asks_for_no_memory_and_waits_for_nothing(fake_cupy):
     ):
         theta = xp.ones((2, 5))
         optimizer.update(theta, dL_dtheta)
+        optimizer.begin_steps(1)
         before = fake.machine.waits
         with xp.cuda.using_allocator(lambda nbytes: pytest.fail(f"{nbytes} bytes asked for")):
-            optimizer.update(theta, dL_dtheta)
+            assert optimizer.launch(theta, dL_dtheta)
         assert fake.machine.waits == before
 
 
@@ -240,7 +254,7 @@ def test_a_row_of_rates_for_every_step_of_a_launch():
 def test_launches_beyond_the_rows_take_the_last_row(fake_cupy):
     theta = fake_cupy.zeros((2, 3))
     update = launches.of(theta, fake_cupy.ones((2, 3)))
-    update.begin(0, np.arange(1.0, launches.MOST_STEPS + 1)[:, None])
+    update.begin(np.arange(1.0, launches.MOST_STEPS + 1)[:, None], None)
     for _ in range(launches.MOST_STEPS + 1):
         update.sgd(None, 0.0, False)
     np.testing.assert_array_equal(to_host(theta), -sum(range(launches.MOST_STEPS + 1)) - launches.MOST_STEPS)
@@ -267,13 +281,15 @@ FAULTS = [
     ("norm > clip && isfinite(norm)", "norm > clip"),
     ("c * chunk + threadIdx.x * W", "c * chunk + (threadIdx.x + 1) * W"),
     ("squares += g.at[v] * g.at[v];", "squares = g.at[v] * g.at[v];"),
-    ("*steps + s", "s"),
-    ("*steps + s", "*steps"),
-    ("sqrt(-expm1(t * log_beta2))", "-expm1(t * log_beta2)"),
-    ("epsilon * correction2", "epsilon"),
-    ("    __syncthreads();\n    const double", "    const double"),
-    ("dL_dtheta + e * P, none, V + e * P, P", "dL_dtheta, none, V, P"),  # members mixed up
-    ("const T scaled_rate = rates[e * rates_stride]", "const T scaled_rate = rates[0]"),
+    ("epsilon * corrections[1]", "epsilon"),
+    ("scaled_rate = member.rate * correction", "scaled_rate = member.rate"),
+    ("dL_dtheta + e * pitch, none, V + e * pitch, P", "dL_dtheta, none, V, P"),  # members mixed up
+    (
+        "member(e, rates[e], factors, weight_decay, decayed);\n        const T scaled",
+        "member(e, rates[0], factors, weight_decay, decayed);\n        const T scaled",
+    ),
+    ("update_row<2>(step, theta + e * pitch", "update_row<2>(step, theta + e * P"),  # rows that lie apart
+    ("load<V>(dL_dtheta + e * pitch + i", "load<V>(dL_dtheta + e * P + i"),
 ]
 
 
@@ -287,8 +303,8 @@ def test_planted_fault_is_noticed(right, wrong, monkeypatch):
             with fake.installed(reverse_threads=reverse) as xp:
                 adam = ("adam", {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-2})
                 for method in (METHODS[0], METHODS[2], adam, METHODS[6], METHODS[8]):
-                    for shape, offsets in (((3, 13), (0, 0)), ((3, 13), (1, 2)), ((3, 1), (0, 0))):
-                        check(xp, method, shape, "float32", offsets, True, True, 0.3)
+                    for shape, offsets, gap in (((3, 13), (0, 0), 2), ((3, 13), (1, 2), 0), ((3, 1), (0, 0), 0)):
+                        check(xp, method, shape, "float32", offsets, True, True, 0.3, gap)
                 check_factors(xp, "float32", (2, 4501), 1)
                 check_zeros(xp)
 
@@ -326,22 +342,26 @@ def test_launch_shapes_are_within_the_limits(E, P, itemsize):
     assert grid[0] * grid[1] <= max(launches.BLOCKS, grid[1])
 
 
-def test_begin_writes_rates_only_when_they_are_new(fake_cupy):
-    theta = fake_cupy.ones((2, 3))
-    update = launches.of(theta, fake_cupy.ones((2, 3)))
-    update.begin(0, [0.5, 0.25])
-    np.testing.assert_array_equal(to_host(update._rates), [[0.5, 0.25]] * launches.MOST_STEPS)
+def test_begin_writes_only_what_is_new(fake_cupy):
+    update = launches.of(fake_cupy.ones((2, 3)), fake_cupy.ones((2, 3)))
+
+    def rates():
+        return to_host(update._rates._numbers)
+
+    corrections = np.array([[0.25, 0.5], [0.75, 1.0]])
+    update.begin([0.5, 0.25], corrections)
+    np.testing.assert_array_equal(rates(), [[0.5, 0.25]] * launches.MOST_STEPS)
+    np.testing.assert_array_equal(to_host(update._corrections.row(1)), [0.75, 1.0])
     with fake_cupy.cuda.using_allocator(lambda nbytes: pytest.fail("memory asked for")):
-        update.begin(7, [0.5, 0.25])
-        np.testing.assert_array_equal(to_host(update._steps), 7)
-        update.begin(8, 0.125)
-    np.testing.assert_array_equal(to_host(update._rates), 0.125)
-    assert math.isclose(float(to_host(update._steps)[0]), 8)
-    update.begin(9, np.array([[0.5], [0.75]]))
-    np.testing.assert_array_equal(to_host(update._rates)[:3], [[0.5, 0.5], [0.75, 0.75], [0.125, 0.125]])
+        update.begin([0.5, 0.25], corrections)
+    update.begin(0.125, corrections[1:])
+    np.testing.assert_array_equal(rates(), 0.125)
+    np.testing.assert_array_equal(to_host(update._corrections.row(0)), [0.75, 1.0])
+    update.begin(np.array([[0.5], [0.75]]), None)
+    np.testing.assert_array_equal(rates()[:3], [[0.5, 0.5], [0.75, 0.75], [0.125, 0.125]])
     with fake_cupy.cuda.using_allocator(lambda nbytes: pytest.fail("memory asked for")):
-        update.begin(11, np.array([[0.5], [0.75]]))
-    update.begin(13, np.array([[0.25, 0.5]]))
-    np.testing.assert_array_equal(to_host(update._rates)[:2], [[0.25, 0.5], [0.75, 0.75]])
-    update.begin(14, 0.125)
-    np.testing.assert_array_equal(to_host(update._rates), 0.125)
+        update.begin(np.array([[0.5], [0.75]]), None)
+    update.begin(np.array([[0.25, 0.5]]), None)
+    np.testing.assert_array_equal(rates()[:2], [[0.25, 0.5], [0.75, 0.75]])
+    update.begin(0.125, None)
+    np.testing.assert_array_equal(rates(), 0.125)

@@ -6,12 +6,15 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 import gpubp
-from gpubp import cpu, cublas
+from gpubp import cpu, cublas, cublas_library
 
 
 def info() -> None:
@@ -32,6 +35,8 @@ def _facts() -> Iterator[tuple[str, str]]:
     reason = gpubp.why_no_cuda()
     if reason is None:
         yield from _cuda_facts()
+    for misfit in _misfits():
+        yield "CUDA parts", misfit
     yield "device 'auto'", str(gpubp.resolve_device("auto"))
     yield "GPU", "used" if reason is None else f"not used: {reason}"
 
@@ -73,3 +78,28 @@ def _cuda_facts() -> Iterator[tuple[str, str]]:
         with cupy.cuda.Device(index):
             free, total = runtime.memGetInfo()
         yield f"cuda:{index}", f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+
+
+def _misfits() -> Iterator[str]:
+    """Parts of CUDA that are of different versions, or missing."""
+    wheels = sorted(set(importlib.metadata.packages_distributions().get("cupy", [])))
+    if len(wheels) > 1:
+        yield f"{' and '.join(wheels)} overwrite each other's files: uninstall all of them, then install one"
+    cupy = sys.modules.get("cupy")  # imported where it can be
+    if cupy is None:
+        return
+    runtime = cupy.cuda.runtime
+    major, of_driver = runtime.runtimeGetVersion() // 1000, runtime.driverGetVersion() // 1000
+    if 0 < of_driver < major:  # 0 where there is none
+        yield f"CuPy is of CUDA {major}, the driver of {of_driver}: update the driver, or install cupy-cuda{of_driver}x"
+    for library in ("nvrtc", "cublas"):
+        try:
+            path = cublas_library.found(library)
+        except ImportError:  # a CuPy from before 14 finds its libraries otherwise
+            return
+        except RuntimeError:
+            yield f"{library} is not found: pip install 'cupy-cuda{major}x[ctk]'"
+            continue
+        version = re.search(r"(?:\.so\.|64_)(\d\d)", Path(path).name)
+        if version and int(version[1]) != major:
+            yield f"CuPy is of CUDA {major}, but {path} is found first: uninstall the packages of CUDA {version[1]}"

@@ -66,13 +66,12 @@ def _sgd(Real: Any, has_momentum: Any, nesterov: Any) -> Any:
 def _adam(Real: Any) -> Any:
     def adam(a: Any, begin: int, end: int, step: int) -> None:
         beta1, beta2 = number(a[13]), number(a[14])
-        t = vector(np.int64, a[12], 1)[0] + step + 1
-        correction1, correction2 = 1 - beta1**t, math.sqrt(1 - beta2**t)
-        epsilon = Real(number(a[15]) * correction2)
+        corrections = part(np.float64, a[12], 2 * step, 2 * step + 2)
+        epsilon = Real(number(a[15]) * corrections[1])
         kept1, kept2, added1, added2 = Real(beta1), Real(beta2), Real(1 - beta1), Real(1 - beta2)
         for item in range(begin, end):
             first, last, wide_rate, factor = _begin(Real, a, item, step)
-            rate = Real(wide_rate * (correction2 / correction1))
+            rate = Real(wide_rate * corrections[0])
             theta, dL_dtheta = part(Real, a[0], first, last), part(Real, a[1], first, last)
             M, V = part(Real, a[2], first, last), part(Real, a[3], first, last)
             for i in range(last - first):
@@ -179,22 +178,23 @@ class Update:
         E, P = math.prod(theta.shape[:-1]), theta.shape[-1]
         self._rates = np.zeros((MOST_STEPS, E))  # a row for each step after `begin`
         self._rates_there: Any = None  # as `begin` was given them
-        self._steps = np.zeros(1, np.int64)  # done before this launch
+        self._corrections = np.zeros((MOST_STEPS, 2))
         self._blocks = -(-P // BLOCK)
         self._sizes = P, self._blocks
         self._items = E * self._blocks
         self._factors: Array | None = None  # (E,), what the gradient is multiplied by; None for 1
         self.weight_decay, self.decayed = 0.0, 0
 
-    def begin(self, steps: int, rates: Any) -> None:
-        """Set how many steps were done before, and the learning rates of those that follow.
+    def begin(self, rates: Any, corrections: np.ndarray[Any, Any] | None) -> None:
+        """Set what the steps of the next launch read.
 
         Args:
-            steps: How many were done.
             rates: A number, or a list with one of each member, for all steps; or an array with a row for each of at
                 most `MOST_STEPS` steps, (steps, 1) or (steps, E).
+            corrections: (steps, 2), see `gpubp.optimizers.adam.Adam`; None for an optimizer without.
         """
-        self._steps[0] = steps
+        if corrections is not None:
+            self._corrections[: len(corrections)] = corrections
         if isinstance(rates, np.ndarray):
             self._rates[: len(rates)] = rates
             self._rates_there = None
@@ -221,7 +221,7 @@ class Update:
 
     def adam(self, M: Array, V: Array, beta1: float, beta2: float, epsilon: float) -> None:
         """Launch; see `gpubp.optimizers.adam.Adam`. M and V: of theta's shape."""
-        self._launch(_adam(self._kind), 0.25, (M, V), (self._steps, beta1, beta2, epsilon))
+        self._launch(_adam(self._kind), 0.25, (M, V), (self._corrections, beta1, beta2, epsilon))
 
     def rmsprop(self, V: Array, M: Array | None, decay: float, epsilon: float, momentum: float) -> None:
         """Launch; see `gpubp.optimizers.rmsprop.RMSprop`. V and M: of theta's shape, M None without momentum."""

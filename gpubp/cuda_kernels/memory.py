@@ -41,6 +41,11 @@ def is_rows_contiguous(array: Array) -> bool:
     return bool(array.ndim <= 2 and (array.shape[-1] == 1 or array.strides[-1] == array.itemsize))
 
 
+def are_rows_in_order(array: Array) -> bool:
+    """Whether an array (n,) or (E, n) has each row in one piece, and behind the row before."""
+    return is_rows_contiguous(array) and (array.ndim == 1 or len(array) < 2 or member_stride(array) >= array.shape[1])
+
+
 def rows_contiguous(xp: ModuleType, array: Array) -> Array:
     """The array, or a contiguous copy where its rows are not in one piece."""
     return array if is_rows_contiguous(array) else xp.ascontiguousarray(array)

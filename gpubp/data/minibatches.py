@@ -155,7 +155,8 @@ class StreamedMinibatches(Minibatches):
         for number, (start, stop) in enumerate(pairwise(bounds)):
             rows = np.arange(start, stop) if order is None else order[start:stop]
             slot = self._slots[number % len(self._slots)]
-            X, T, w = slot.filled(rows, self._stream)
+            with self._device.activate("streaming the examples"):
+                X, T, w = slot.filled(rows, self._stream)
             yield Part(X, T, w, xp.arange(stop - start).reshape(-1, min(self.batch_size, stop - start)))
             slot.in_use.record()
 

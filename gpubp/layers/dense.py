@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -98,8 +99,19 @@ class Dense(Layer):
         output = self.output_shape(shape)
         return {
             "Y": Buffer(output),
-            "dL_dX": Buffer(shape),
             "partial_sums": Buffer(rows.partial_sums_shape(xp, output)),
+            **self.matrix_buffers(shape, xp),
+        }
+
+    def matrix_buffers(self, shape: Shape, xp: ModuleType) -> dict[str, Buffer]:
+        """What `matrix_backward` writes: dL_dX, and what it is the sum of where the members of a stack share X."""
+        if len(shape) > 2 or not self.members:
+            return {"dL_dX": Buffer(shape)}
+        of_members = (*self.members, math.prod(shape))
+        return {
+            "dL_dX": Buffer(shape),
+            "dL_dX_of_members": Buffer((*self.members, *shape)),
+            "dL_dX_partial_sums": Buffer(rows.partial_sums_shape(xp, of_members)),
         }
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -170,4 +182,8 @@ class Dense(Layer):
             # (..., N, n_out) @ (..., n_out, n_in) -> (..., N, n_in)
             return gemm.matmul(dL_dY, W.mT, out["dL_dX"], precision=precision)
         # All members of a stack read the one X: the adjoint of that broadcast is a sum over the members.
-        return (dL_dY @ W.mT).sum(axis=0, out=out["dL_dX"])  # (E, N, n_out) @ (E, n_out, n_in) -> (N, n_in)
+        # (E, N, n_out) @ (E, n_out, n_in) -> (E, N, n_in), and its sum is (N, n_in)
+        of_members = gemm.matmul(dL_dY, W.mT, out["dL_dX_of_members"], precision=precision)
+        dL_dX = out["dL_dX"]
+        rows.column_sum(of_members.reshape(len(of_members), -1), dL_dX.reshape(-1), out["dL_dX_partial_sums"])
+        return dL_dX

@@ -64,7 +64,7 @@ class DenseActivation(Layer, register=False):
             **({"Z": Buffer(output)} if self._state == "Z" else {}),
             "Y": Buffer(output),
             "dL_dZ": Buffer(output, overwrites="dL_dY"),
-            "dL_dX": Buffer(shape),
+            **self.dense.matrix_buffers(shape, xp),
             **{name: Buffer(scratch_shape) for name, scratch_shape in scratch.items()},
         }
 

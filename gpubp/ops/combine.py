@@ -10,9 +10,9 @@ def combine(out: Array, kept: float, X: Array, factor: float) -> Array:
     """``out = kept * out + factor * X``, elementwise.
 
     Args:
-        out: Any shape, contiguous; not read where `kept` is 0.
+        out: Any shape, contiguous, or rows (E, P) that are; not read where `kept` is 0.
         kept: A number.
-        X: Of the shape of `out`, contiguous.
+        X: Of the shape of `out`, likewise.
         factor: A number.
     """
     xp = array_module(out, X)

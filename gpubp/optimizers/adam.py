@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from gpubp.backend import Array
 from gpubp.optimizers.base import Optimizer
@@ -48,9 +49,13 @@ class Adam(Optimizer):
         self.epsilon = require_positive(self, "epsilon", epsilon)
         self._begin(1)
 
+    def _corrections(self, steps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """(S, 2): what the rate and what epsilon are multiplied by, with M and V in place of M_hat and V_hat."""
+        root = np.sqrt(1 - self.beta2**steps)  # of V_hat: numerator and denominator are both multiplied by it
+        return np.stack([root / (1 - self.beta1**steps), root], axis=-1)
+
     def _begin(self, step: int) -> None:
-        self._correction1 = 1 - self.beta1**step
-        self._correction2 = math.sqrt(1 - self.beta2**step)
+        self._rate_correction, self._epsilon_correction = self._corrections(np.array([step]))[0].tolist()
 
     def _launch(self, update: Any) -> bool:
         update.adam(self.state["M"], self.state["V"], self.beta1, self.beta2, self.epsilon)
@@ -68,10 +73,9 @@ class Adam(Optimizer):
         xp.add(V, scratch, out=V)
 
         xp.sqrt(V, out=scratch)
-        # The square root of V_hat is that of V / correction2: multiply numerator and denominator by correction2.
-        xp.add(scratch, self.epsilon * self._correction2, out=scratch)
+        xp.add(scratch, self.epsilon * self._epsilon_correction, out=scratch)
         xp.divide(M, scratch, out=scratch)
-        xp.multiply(scratch, rate * (self._correction2 / self._correction1), out=scratch)
+        xp.multiply(scratch, rate * self._rate_correction, out=scratch)
         xp.subtract(theta, scratch, out=theta)
 
 

@@ -17,6 +17,7 @@ from gpubp.cost import Cost
 from gpubp.errors import SettingError, ShapeError
 from gpubp.ops import tiles
 from gpubp.ops.combine import combine
+from gpubp.parameters import zeros_like
 from gpubp.schedules import Schedule, require_rate, schedule
 from gpubp.settings import require_in, require_positive
 
@@ -181,7 +182,7 @@ class Optimizer:
         if self._theta is not None:
             self._require_members(rates)
         if self._compiled is not None:
-            self._compiled.begin(self.steps, rates)
+            self._compiled.begin(rates, self._corrections(np.arange(self.steps, self.steps + max(1, count)) + 1))
         self.steps += count
 
     @property
@@ -262,27 +263,29 @@ class Optimizer:
         if theta.shape != dL_dtheta.shape:
             raise ShapeError(f"theta has shape {theta.shape}, its gradient {dL_dtheta.shape}: they must be equal")
         xp, scratch = tiles.prepare(theta)
+        kernels = compiled.kernels_of(xp)
+        update = kernels and kernels.optimizers.of(theta, dL_dtheta)
         if self._theta is None:
             self.state = {name: self._taken_over(name, theta) for name in self._names_of_state()}
-        self._theta, self._dL_dtheta = theta, dL_dtheta
-        kernels = compiled.kernels_of(xp)
-        self._compiled = kernels and kernels.optimizers.of(theta, dL_dtheta)
         self._tiles = [
             (xp, tile, theta[tile], dL_dtheta[tile], *(self.state[name][tile] for name in self.state_names), part)
             for tile, part in tiles.over(theta, scratch)
         ]
+        self._theta, self._dL_dtheta, self._compiled = theta, dL_dtheta, update  # once there was memory for all of it
 
     def _taken_over(self, name: str, theta: Array) -> Array:
         """An array of the state: of a snapshot, if there was one before the first step, else zeros."""
         xp, array = array_module(theta), self.state.get(name)
+        taken = zeros_like(theta)
         if array is None:
-            return xp.zeros_like(theta)
+            return taken
         if array.shape != theta.shape or array.dtype != theta.dtype:
             raise ShapeError(
                 f"the snapshot's {name} is {array.dtype} {array.shape}, theta {theta.dtype} {theta.shape}: it is "
                 "one of another network"
             )
-        return xp.asarray(to_host(array))
+        taken[...] = xp.asarray(to_host(array))
+        return taken
 
     def _require_members(self, rates: Any) -> None:
         """Raise a ShapeError where there are rates of members, but not one of each."""
@@ -329,6 +332,10 @@ class Optimizer:
         Called in a step that is recorded too, so that it may launch, but not allocate or wait.
         """
         return False
+
+    def _corrections(self, steps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+        """What an update takes from the number of its step: a row for each of some steps (S,), counted from 1."""
+        return None
 
     def _begin(self, step: int) -> None:
         """Compute what is the same for all tiles of the given step, counted from 1."""

@@ -20,10 +20,11 @@ import cuda_host
 import numpy as np
 
 from fake_cupy import cublas
-from fake_cupy.array import call, filled, ndarray, unwrap, wrap
+from fake_cupy.array import call, filled, ndarray, signature, unwrap, wrap
 from fake_cupy.driver import (
     ORDERS,
     CompileException,
+    CUDADriverError,
     CUDARuntimeError,
     Device,
     Event,
@@ -31,6 +32,8 @@ from fake_cupy.driver import (
     Launch,
     OutOfMemoryError,
     Stream,
+    event_query,
+    get_device,
     machine,
     used_bytes,
 )
@@ -54,6 +57,7 @@ class RawModule:
             cuda_host.library(self._code, name)
         except cuda_host.CompileError as error:
             raise CompileException(str(error)) from error
+        machine.call("module")
         code = self._code
 
         def kernel(grid: tuple[int, ...], block: tuple[int, ...], args: Any, *, shared_mem: int = 0) -> None:
@@ -63,6 +67,7 @@ class RawModule:
             values = [np.float64(value) if type(value) is float else unwrap(value) for value in args]
             if machine.launches is not None:
                 machine.launches.append(Launch(code, name, grid, block, tuple(values)))
+            machine.call("launch")
             launch = functools.partial(cuda_host.launch, reverse=machine.reverse_threads)
             machine.submit(launch, code, name, grid, block, values)
 
@@ -94,6 +99,7 @@ def _module() -> types.ModuleType:
         setattr(cupy, name, _function(getattr(np, name), name, keywords))
 
     def poisoned(make: Any) -> Any:
+        @functools.wraps(make)
         def empty(*args: Any, **kwargs: Any) -> ndarray:
             made: ndarray = make(*args, **kwargs)
             if machine.order is None and made.dtype.kind == "f":
@@ -109,6 +115,7 @@ def _module() -> types.ModuleType:
         kept = "F" if given.flags.fnc else "C"  # as CuPy keeps it
         made = np.array(given, dtype=dtype, order=order or kept)
         machine.allocate(made.nbytes)
+        machine.call("copy")
         if machine.order is None:
             return wrap(made)
         if isinstance(a, ndarray):
@@ -118,16 +125,28 @@ def _module() -> types.ModuleType:
     def array(obj: Any, dtype: Any = None, copy: bool = True) -> ndarray:
         return asarray(obj, dtype, copy=copy)
 
+    def clip(a: Any, a_min: Any, a_max: Any, out: Any = None) -> Any:
+        return call(np.clip, "clip", ("a_min", "a_max", "out"), (a, a_min, a_max, out), {})
+
     def asnumpy(a: Any) -> np.ndarray:
         return a.get() if isinstance(a, ndarray) else np.asarray(a)
 
-    def from_dlpack(_: Any) -> Any:
+    def from_dlpack(array: Any) -> Any:
         raise BufferError("the fake device shares memory with nobody")
 
     def get_array_module(*args: Any) -> types.ModuleType:
         return cupy if any(isinstance(arg, ndarray) for arg in args) else np
 
+    def asked(answer: Any) -> Any:
+        machine.call("ask")
+        return answer
+
+    def pinned_memory(size: int) -> bytearray:
+        machine.call("pinned")
+        return bytearray(size)
+
     def device_properties(device: int) -> dict[str, Any]:
+        machine.call("ask")
         return {"name": b"Fake GPU", "major": 9, "minor": 0, "multiProcessorCount": 132, "totalGlobalMem": 1 << 37}
 
     @contextlib.contextmanager
@@ -140,11 +159,13 @@ def _module() -> types.ModuleType:
 
     runtime = types.SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError,
-        getDevice=lambda: machine.current_device,
+        getDevice=get_device,
         setDevice=lambda device: Device(device).use(),
-        getDeviceCount=lambda: machine.device_count,
+        getDeviceCount=lambda: asked(machine.device_count),
         getDeviceProperties=device_properties,
-        memGetInfo=lambda: (machine.free_bytes, 1 << 37),
+        memGetInfo=lambda: asked((machine.free_bytes, 1 << 37)),
+        eventQuery=event_query,
+        streamQuery=lambda stream: machine.status(),
         driverGetVersion=lambda: 13000,
         runtimeGetVersion=lambda: 13000,
         deviceSynchronize=lambda: machine.wait_for_all(),
@@ -156,6 +177,7 @@ def _module() -> types.ModuleType:
         asarray=asarray,
         array=array,
         asnumpy=asnumpy,
+        clip=clip,
         from_dlpack=from_dlpack,
         get_array_module=get_array_module,
         RawModule=RawModule,
@@ -166,12 +188,13 @@ def _module() -> types.ModuleType:
             Stream=Stream,
             Event=Event,
             Graph=Graph,
-            get_current_stream=lambda: machine.stream or machine.default,
+            get_current_stream=lambda: (get_device(), machine.stream or machine.default)[1],
             using_allocator=using_allocator,
-            alloc_pinned_memory=bytearray,
+            alloc_pinned_memory=pinned_memory,
             memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             is_available=lambda: machine.device_count > 0,
             runtime=runtime,
+            driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
             compiler=types.SimpleNamespace(CompileException=CompileException),
         ),
     )
@@ -188,8 +211,12 @@ def _cupyx() -> dict[str, types.ModuleType]:
     return {**modules, "cupyx.scipy.special": special}
 
 
-def _function(numpy_function: Any, name: str, keywords: tuple[str, ...]) -> Any:
-    return lambda *args, **kwargs: call(numpy_function, name, keywords, args, kwargs)
+def _function(numpy_function: Any, name: str, allowed: tuple[str, ...]) -> Any:
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return call(numpy_function, name, allowed, args, kwargs)
+
+    function.__signature__ = signature(numpy_function, allowed)  # type: ignore[attr-defined]
+    return function
 
 
 @contextlib.contextmanager
@@ -213,13 +240,14 @@ def installed(
     machine.reverse_threads, machine.launches = reverse_threads, [] if record else None
     machine.stream, machine.allocator, machine.free_bytes, machine.limit = None, None, 1 << 36, 0
     machine.waits = machine.graph_launches = 0
+    machine.calls, machine.fault, machine.lost, machine.running_into = [], None, 0, 0
     machine.order, machine.default, machine.busy, machine.enqueued = order, Stream(null=True), [], 0
     gpubp_cuda.clear_cache()
     gpubp_cublas.clear_cache()
     sys.modules.update(modules)
     try:
         yield modules["cupy"]
-        if machine.busy:
+        if machine.busy and not machine.lost:
             machine.wait_for_all()  # what nobody has waited for may be wrong, too
     finally:
         for name, module in before.items():
@@ -228,5 +256,6 @@ def installed(
             else:
                 sys.modules[name] = module
         machine.launches, machine.order, machine.busy = None, None, []
+        machine.fault, machine.lost, machine.running_into = None, 0, 0
         gpubp_cuda.clear_cache()
         gpubp_cublas.clear_cache()

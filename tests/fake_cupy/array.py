@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 import types
 from collections.abc import Iterator
@@ -39,11 +41,40 @@ def wrap(value: Any, device: int | None = None) -> Any:
     return value
 
 
+@functools.cache
+def signature(function: Any, allowed: tuple[str, ...]) -> inspect.Signature:
+    """How a NumPy function may be called: with what it can't do without, by place, and with what is allowed besides.
+
+    That goes by place too, up to the first parameter that is left out.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:  # NumPy tells of fewer functions before 2.4
+        parameters = [inspect.Parameter("arguments", inspect.Parameter.VAR_POSITIONAL)]
+    kept, gap = [], False
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        if parameter.name in allowed:
+            kept.append(parameter.replace(kind=parameter.KEYWORD_ONLY) if gap else parameter)
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            kept.append(parameter)
+        elif parameter.default is parameter.empty:  # CuPy may have another name for it
+            kept.append(parameter.replace(kind=parameter.POSITIONAL_ONLY))
+        else:
+            gap = True
+    rest = [name for name in allowed if name not in {parameter.name for parameter in kept}]
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in rest]
+    return inspect.Signature(kept + more)
+
+
 def call(function: Any, name: str, allowed: tuple[str, ...], arguments: Any, keywords: Any) -> Any:
     """What a NumPy function makes of device arrays, as a device array; an argument that it returns stays itself."""
-    if unknown := set(keywords) - set(allowed):
-        raise TypeError(f"{name}() of CuPy has no keyword argument {', '.join(sorted(unknown))}")
-    out = keywords.get("out")
+    try:
+        bound = signature(function, allowed).bind_partial(*arguments, **keywords)
+    except TypeError as error:
+        raise TypeError(f"{name}() of CuPy: {error}") from None
+    out = bound.arguments.get("out")
     if out is not None and not isinstance(out, ndarray):
         raise TypeError(f"{name}(out=) takes a device array, not {type(out).__name__}")
     compute = name not in VIEWS
@@ -58,8 +89,11 @@ def call(function: Any, name: str, allowed: tuple[str, ...], arguments: Any, key
         return function(*values[:count], **dict(zip(names, values[count:], strict=True)))
 
     if out is not None or name in INPLACE or name in ("fill", "copyto"):
+        machine.call("enqueue")
         machine.submit(work, *values)  # no new memory: it can be a node of a graph
         return out if out is not None else arguments[0] if name in INPLACE else None
+    if name not in {*VIEWS, *OF_ADDRESSES, "empty", "empty_like"}:
+        machine.call("enqueue")
     if machine.order is None or name in OF_ADDRESSES:
         result = work(*values)
     elif name in ("empty", "empty_like"):
@@ -164,10 +198,11 @@ class ndarray:  # noqa: N801 - CuPy's name
         out[...] = self._array
         return out
 
-    def set(self, array: np.ndarray, stream: Any = None) -> None:
-        if array.shape != self.shape or array.dtype != self.dtype:
+    def set(self, arr: np.ndarray, stream: Any = None) -> None:
+        if arr.shape != self.shape or arr.dtype != self.dtype:
             raise ValueError("set() takes a NumPy array of the same shape and dtype")
-        machine.submit(lambda memory: memory.__setitem__(..., array), self._array, stream=stream)
+        machine.call("copy")
+        machine.submit(lambda memory: memory.__setitem__(..., arr), self._array, stream=stream)
         if stream is None:
             machine.wait()
 
@@ -188,6 +223,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     def __setitem__(self, index: Any, value: Any) -> None:
         if not isinstance(value, (ndarray, *NUMBERS)):
             raise TypeError(f"a device array takes device arrays and numbers, not {type(value).__name__}")
+        machine.call("enqueue")
         machine.submit(operator.setitem, unwrap(self), unwrap(index), unwrap(value))
 
     def __len__(self) -> int:

@@ -65,6 +65,7 @@ calls: list[tuple[str, int]] = []
 
 
 def create() -> int:
+    _call()
     if machine.stream is not None and machine.stream.captured is not None:
         raise cuBLASError("NOT_INITIALIZED")  # it allocates
     number = 1 + max(handles, default=1000)
@@ -220,7 +221,16 @@ def _no_stream() -> Any:
         machine.stream = before
 
 
+def _call() -> None:
+    """What goes to the driver; cuBLAS has a word of its own for what comes back."""
+    try:
+        machine.call("cublas")
+    except RuntimeError as error:
+        raise cuBLASError("EXECUTION_FAILED") from error
+
+
 def _of(handle: int) -> Handle:
+    _call()
     if handle not in handles:
         raise cuBLASError("NOT_INITIALIZED")
     if handles[handle].device != machine.current_device:

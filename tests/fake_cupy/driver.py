@@ -1,7 +1,8 @@
 """The fake machine: its devices, the current one, streams and graphs, memory, and a log of kernel launches.
 
 As a rule everything happens at once. A deferred machine keeps what is enqueued in the queue of its stream until the
-host waits for it, and then takes the streams in an order that is as bad as events and waits allow.
+host waits for it, and then takes the streams in an order that is as bad as events and waits allow. Every call that CuPy
+would make of the driver comes by `Machine.call`, where one of them may fail.
 """
 
 from __future__ import annotations
@@ -48,11 +49,40 @@ class Machine:
     """Streams that have work to do."""
     enqueued: int = 0
     """Pieces of work so far, on all streams."""
+    calls: list[str] = field(default_factory=list)
+    """Every call of the driver so far, by its kind."""
+    fault: Callable[[int, str], None] | None = None
+    """Told the number and the kind of each call; may raise, or set `lost` or `running_into`."""
+    lost: int = 0
+    """The status of every call from now on, once it is not 0."""
+    running_into: int = 0
+    """The status that the host will find when it next waits: a kernel has failed, and nobody knows yet."""
+
+    def call(self, kind: str) -> None:
+        """Whatever goes to the driver begins here.
+
+        Raises:
+            CUDARuntimeError: It fails; where a kernel is launched, a CUDADriverError.
+        """
+        self.calls.append(kind)
+        if self.fault is not None and not self.lost:
+            self.fault(len(self.calls), kind)
+        if self.lost:
+            raise (CUDADriverError if kind == "launch" else CUDARuntimeError)(self.lost)
+
+    def status(self) -> int:
+        """What a query finds, which does not raise it."""
+        try:
+            self.call("query")
+        except CUDARuntimeError as error:
+            return error.status
+        return self.lost or self.running_into
 
     def allocate(self, nbytes: int) -> None:
         """What happens before new memory is there."""
         if self.allocator is not None:
             self.allocator(nbytes)
+        self.call("allocate")
         if nbytes > self.free_bytes:
             raise OutOfMemoryError(nbytes, 0)
         if self.limit and used_bytes() + _rounded(nbytes) > self.limit:
@@ -97,17 +127,21 @@ class Machine:
         """The host waits for events, or the current stream; a stream that is captured does not allow it."""
         current = self.stream or self.default
         if current.captured is not None:
-            raise CUDARuntimeError(
-                "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing"
-            )
+            raise CUDARuntimeError(900)
+        self.lost = self.lost or self.running_into
+        self.call("wait")
         self.waits += 1
-        for event in events or (current.record(),):
-            while not event.passed:
-                self._next(event.stream).step()
+        for event in events or (current.now(),):
+            self.finish(event)
 
     def wait_for_all(self) -> None:
         """The host waits for all that was enqueued."""
-        self.wait(*(stream.record() for stream in self.busy))
+        self.wait(*(stream.now() for stream in self.busy))
+
+    def finish(self, event: Event) -> None:
+        """Do what an event still waits for."""
+        while not event.passed:
+            self._next(event.stream).step()
 
     def _next(self, wanted: Stream) -> Stream:
         """The stream whose turn it is, when the host waits for one."""
@@ -181,6 +215,7 @@ class Graph:
         self.nodes = nodes
 
     def launch(self, stream: Stream | None = None) -> None:
+        machine.call("graph")
         machine.graph_launches += 1
         for node in self.nodes:
             machine.submit(node.bound(), stream=stream)
@@ -207,7 +242,12 @@ _memory: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDiction
 
 def used_bytes() -> int:
     """All device memory that is in use, in pieces of 512 bytes as CuPy's pool hands it out."""
-    return sum(_rounded(owner.nbytes) for owner in list(_memory.values()))
+    return sum(_rounded(owner.nbytes) for owner in _owners())
+
+
+def _owners() -> list[np.ndarray]:
+    """What owns device memory, looked up at once: other threads allocate meanwhile."""
+    return [owner for reference in _memory.valuerefs() if (owner := reference()) is not None]
 
 
 def _rounded(nbytes: int) -> int:
@@ -227,32 +267,45 @@ def memory_at(address: int, shape: tuple[int, ...], strides: tuple[int, ...], dt
         CUDARuntimeError: Some of it is no memory, or was freed.
     """
     extent = np.dtype(dtype).itemsize + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    for begin, owner in list(_memory.items()):
+    for owner in _owners():
+        begin = owner.__array_interface__["data"][0]
         if begin <= address and address + extent <= begin + owner.nbytes:
             flat = owner.T if owner.flags.f_contiguous else owner
             return np.ndarray(shape, dtype, flat.reshape(-1).view(np.uint8), address - begin, strides)
-    raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+    raise CUDARuntimeError(700)
+
+
+def get_device() -> int:
+    machine.call("getDevice")
+    return machine.current_device
+
+
+def event_query(event: int) -> int:
+    return Event.known[event].query()
 
 
 class Device:
     """Makes a device the current one, as a context manager or for good with `use`."""
 
     def __init__(self, device: int | None = None) -> None:
-        self.id = machine.current_device if device is None else int(device)
+        self.id = get_device() if device is None else int(device)
         self._before: list[int] = []
 
     def use(self) -> None:
         if self.id >= machine.device_count:
-            raise CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+            raise CUDARuntimeError(101)
+        machine.call("setDevice")
         machine.current_device = self.id
 
     def __enter__(self) -> Device:
-        self._before.append(machine.current_device)
-        self.use()
+        self._before.append(get_device())
+        if self.id != self._before[-1]:
+            self.use()
         return self
 
     def __exit__(self, *_: object) -> None:
         machine.current_device = self._before.pop()
+        machine.call("setDevice")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Device) and other.id == self.id
@@ -271,6 +324,8 @@ class Stream:
     known: ClassVar[weakref.WeakValueDictionary[int, Stream]] = weakref.WeakValueDictionary()
 
     def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False) -> None:
+        if not null:
+            machine.call("stream")
         Stream._count += not null
         self.ptr = 0 if null else Stream._count
         if not null:
@@ -286,6 +341,7 @@ class Stream:
         self._before: list[Stream | None] = []
 
     def __enter__(self) -> Stream:
+        get_device()  # it must be the stream's
         self._before.append(machine.stream)
         machine.stream = self
         return self
@@ -299,22 +355,27 @@ class Stream:
 
     def begin_capture(self, mode: int | None = None) -> None:
         if self.ptr == 0:
-            raise CUDARuntimeError("cudaErrorStreamCaptureImplicit: the default stream can't be captured")
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        machine.call("beginCapture")
         self.captured = []
 
     def end_capture(self) -> Graph:
-        nodes, self.captured = self.captured, None
+        nodes, self.captured = self.captured, None  # whatever comes of it
+        machine.call("endCapture")
         if nodes is None:
-            raise CUDARuntimeError("cudaErrorIllegalState: the stream is not captured")
+            raise CUDARuntimeError(401)
+        machine.call("instantiate")
         return Graph(nodes)
 
     def is_capturing(self) -> bool:
+        machine.call("isCapturing")
         return self.captured is not None
 
     def synchronize(self) -> None:
-        machine.wait(self.record())
+        machine.wait(self.now())
 
     def wait_event(self, event: Event) -> None:
+        machine.call("waitEvent")
         if machine.order is not None:
             self.enqueue(event.copy())  # it may be recorded again before its turn comes
 
@@ -322,6 +383,10 @@ class Stream:
         event = Event() if event is None else event
         event.record(self)
         return event
+
+    def now(self) -> Event:
+        """The end of what was enqueued so far; no call of the driver."""
+        return Event.at(self, self.enqueued)
 
     def enqueue(self, work: Callable[[], Any] | Event) -> None:
         """Do work, or wait for an event, after all that was enqueued before."""
@@ -349,9 +414,26 @@ class Stream:
 class Event:
     """A point in a stream: after so many pieces of its work."""
 
+    _count = 0
+    known: ClassVar[weakref.WeakValueDictionary[int, Event]] = weakref.WeakValueDictionary()
+
     def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
-        self.stream, self._position = machine.default, 0
-        self.is_timed, self._was_asked = not disable_timing, False
+        machine.call("event")
+        self.is_timed = not disable_timing
+        self._be_at(machine.default, 0)
+
+    @classmethod
+    def at(cls, stream: Stream, position: int) -> Event:
+        """The event after so many pieces of a stream's work; no call of the driver."""
+        self = cls.__new__(cls)
+        self._be_at(stream, position)
+        return self
+
+    def _be_at(self, stream: Stream, position: int) -> None:
+        self.stream, self._position, self._was_asked = stream, position, False
+        Event._count += 1
+        self.ptr = Event._count
+        Event.known[self.ptr] = self
 
     @property
     def passed(self) -> bool:
@@ -359,22 +441,25 @@ class Event:
 
     @property
     def done(self) -> bool:
-        """Whether it has passed; who asks again has let time go by, and so it has."""
-        if self._was_asked and not self.passed:
-            machine.wait(self)
+        return event_query(self.ptr) == 0  # as CuPy has it: what it is else is lost
+
+    def query(self) -> int:
+        """The status as it is: 0 where it has passed, and who asks again has let time go by; 600 where not."""
+        status = machine.status()
+        if not status and self._was_asked:
+            machine.finish(self)
         self._was_asked = True
-        return self.passed
+        return status or (0 if self.passed else 600)
 
     def record(self, stream: Stream | None = None) -> None:
+        machine.call("record")
         self.stream = stream or machine.stream or machine.default
         self._position = self.stream.enqueued
         self._was_asked = False
 
     def copy(self) -> Event:
         """The event as it was last recorded."""
-        event = Event()
-        event.stream, event._position = self.stream, self._position
-        return event
+        return Event.at(self.stream, self._position)
 
     def synchronize(self) -> None:
         machine.wait(self)
@@ -390,8 +475,48 @@ class OutOfMemoryError(MemoryError):
         super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes).")
 
 
+STATUSES = {
+    1: ("cudaErrorInvalidValue", "CUDA_ERROR_INVALID_VALUE", "invalid argument"),
+    2: ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"),
+    35: ("cudaErrorInsufficientDriver", "", "CUDA driver version is insufficient for CUDA runtime version"),
+    101: ("cudaErrorInvalidDevice", "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"),
+    401: (
+        "cudaErrorIllegalState",
+        "CUDA_ERROR_ILLEGAL_STATE",
+        "the operation cannot be performed in the present state",
+    ),
+    700: (
+        "cudaErrorIllegalAddress",
+        "CUDA_ERROR_ILLEGAL_ADDRESS",
+        "an illegal memory access was encountered",
+    ),
+    716: ("cudaErrorMisalignedAddress", "CUDA_ERROR_MISALIGNED_ADDRESS", "misaligned address"),
+    719: ("cudaErrorLaunchFailure", "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"),
+    900: (
+        "cudaErrorStreamCaptureUnsupported",
+        "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+        "operation not permitted when stream is capturing",
+    ),
+}
+"""What the runtime, and what the driver, calls a status, and what both say of it."""
+
+
 class CUDARuntimeError(RuntimeError):
     """What the CUDA runtime complains about."""
+
+    def __init__(self, status: int) -> None:
+        runtime, _, words = STATUSES[status]
+        super().__init__(f"{runtime}: {words}")
+        self.status = status
+
+
+class CUDADriverError(RuntimeError):
+    """What the driver complains about, where CuPy goes to it directly: in launches of kernels."""
+
+    def __init__(self, status: int) -> None:
+        _, driver, words = STATUSES[status]
+        super().__init__(f"{driver}: {words}")
+        self.status = status
 
 
 class CompileException(Exception):  # noqa: N818 - CuPy's name

@@ -1,4 +1,4 @@
-"""What the stand-in has of CuPy 14.2: names, and the keyword arguments that CuPy takes."""
+"""What the stand-in has of CuPy 14.2: names, and the arguments that CuPy takes besides those that must be given."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ UFUNCS = (
 )
 # fmt: on
 
-FUNCTIONS: dict[str, tuple[str, ...]] = {  # the keyword arguments of CuPy 14.2
+FUNCTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(UFUNCS, ("out", "dtype", "casting")),
     **dict.fromkeys(("sum", "prod", "mean", "nansum"), _REDUCTION),
     **dict.fromkeys(("var", "std"), (*_REDUCTION, "ddof")),
     **dict.fromkeys(("max", "min", "amax", "amin", "all", "any", "nanmax"), _EXTREMUM),
-    **dict.fromkeys(("argmax", "argmin"), _REDUCTION),
+    **dict.fromkeys(("argmax", "argmin"), ("axis", "keepdims")),
     **dict.fromkeys(("cumsum", "cumprod"), ("axis", "dtype", "out")),
     "count_nonzero": ("axis",),
     "matmul": ("out", "dtype", "casting"),
@@ -29,25 +29,24 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {  # the keyword arguments of CuPy 14.2
     "einsum": (),
     **dict.fromkeys(("empty", "zeros", "ones", "full"), ("dtype", "order")),
     **dict.fromkeys(("empty_like", "zeros_like", "ones_like", "full_like"), ("dtype", "order", "shape")),
-    "arange": ("dtype",),
+    "arange": ("stop", "step", "dtype"),
     "linspace": ("num", "endpoint", "dtype", "axis"),
     "eye": ("M", "k", "dtype"),
     "ascontiguousarray": ("dtype",),
     "reshape": ("order",),
     "transpose": ("axes",),
     **dict.fromkeys(("swapaxes", "moveaxis", "ravel", "matrix_transpose", "broadcast_to", "nonzero"), ()),
-    **dict.fromkeys(("expand_dims", "squeeze", "flip", "roll", "repeat", "take_along_axis"), ("axis",)),
+    **dict.fromkeys(("expand_dims", "squeeze", "flip", "roll", "repeat"), ("axis",)),
     **dict.fromkeys(("concatenate", "stack"), ("axis", "out", "dtype", "casting")),
     **dict.fromkeys(("vstack", "hstack"), ("dtype", "casting")),
     "split": ("axis",),
     "tile": (),
     "take": ("axis", "out"),
-    "where": (),
+    "where": ("x", "y"),
     "copyto": ("casting", "where"),
     **dict.fromkeys(("sort", "argsort"), ("axis",)),
     "searchsorted": ("side",),
     "bincount": ("weights", "minlength"),
-    "clip": ("out",),
     "round": ("decimals", "out"),
     **dict.fromkeys(("allclose", "isclose"), ("rtol", "atol", "equal_nan")),
     "array_equal": ("equal_nan",),
