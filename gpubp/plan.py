@@ -77,6 +77,7 @@ class StepPlan:
                 self._dL_dtheta = zeros_like(network.theta)
             self._L = network.device.module.empty(network.theta.shape[:-1], network.dtype)
             self._stream: Any = network.device.module.cuda.Stream(non_blocking=True) if network.device.is_cuda else None
+            self._event = cuda.event() if network.device.is_cuda else None
         self._buffers: dict[int, StepBuffers] = {}
         self._examples: dict[tuple[Any, ...], list[Array]] = {}  # the memory of minibatches of one kind, ...
         self._minibatches: dict[tuple[Any, ...], list[Array]] = {}  # and views of it, for each number of examples
@@ -224,7 +225,7 @@ class StepPlan:
         data = (X, T) if sample_weight is None else (X, T, sample_weight)
         with network.device.activate():
             losses = network.device.module.empty((S, *lead), network.dtype)
-            with cuda.ordered(self._stream) if network.device.is_cuda else contextlib.nullcontext():
+            with cuda.ordered(self._stream, self._event) if network.device.is_cuda else contextlib.nullcontext():
                 done = 0
                 if reduce_gradients is None and (network.device.is_cuda or cpu.kernels() is not None):
                     done = self._recorded_steps(data, index, optimizer, losses)

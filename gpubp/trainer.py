@@ -91,6 +91,7 @@ class Trainer:
             require_count(None, "micro_batch_size", micro_batch_size)
         self.micro_batch_size = micro_batch_size
         self._steps = 1  # that take about `LAUNCH_SECONDS`, as far as is known
+        self._events: list[Any] = []  # after the last launch, and after the one before
 
     def fit(
         self,
@@ -141,6 +142,7 @@ class Trainer:
             measures = [*MEASURES, *([] if checked is None else ["validation_loss"])]
             self.optimizer.begin_training(epochs * len(batches), measures)
             self._steps = CUDA_STEPS if network.device.is_cuda else 1
+            self._events = [cuda.event(), cuda.event()] if network.device.is_cuda else []
             for callback in self.callbacks:
                 callback.on_train_begin(network, measures)
             with contextlib.ExitStack() as at_the_end, Progress(epochs * len(batches), self.progress) as bar:
@@ -225,7 +227,8 @@ class Trainer:
                 rate = examples / (time.perf_counter() - began)
                 bar.show(done * len(batches) + b, f"{done + 1}/{epochs}", shown, rate)
         if network.device.is_cuda:
-            cuda.wait(xp.cuda.get_current_stream().record())
+            self._events[0].record()
+            cuda.wait(self._events[0])
         measured_losses = to_host(losses[:b]).astype(np.float64).T  # (..., batches)
         seconds = time.perf_counter() - began  # after the losses have come, and so all that they waited for
         bad = ~np.isfinite(measured_losses).reshape(-1, b)  # (E, batches), E = 1 for a single network
@@ -246,17 +249,16 @@ class Trainer:
         move, two launches ahead of it at most.
         """
         full, is_cuda = batches.N // batches.batch_size, self.network.device.is_cuda
-        done, before = 0, None
+        done = 0
         while done < full:
             began = time.perf_counter()
             steps = full if is_cuda and not bar.shown else min(self._steps, full - done)
             yield steps
             done += steps
             if is_cuda and bar.shown:
-                enqueued = self.network.device.module.cuda.get_current_stream().record()
-                if before is not None:
-                    cuda.wait(before)
-                before = enqueued
+                self._events.reverse()
+                self._events[0].record()
+                cuda.wait(self._events[1])
             if steps == self._steps and (time.perf_counter() - began) * 2 < LAUNCH_SECONDS:
                 self._steps *= 2
 

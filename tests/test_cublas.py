@@ -211,7 +211,7 @@ def test_a_captured_product_reads_what_is_there_when_it_runs(xp):
         gemm.matmul(A, B.mT, out)
         gemm.matmul(A, out[1], single)
 
-    with cuda.ordered(stream):
+    with cuda.ordered(stream, cuda.event()):
         work()  # makes the handle
         out.fill(np.nan)
         graph = cuda.captured(stream, work)
@@ -270,11 +270,11 @@ def test_two_streams_compute_apart(xp):
     streams, outs = [xp.cuda.Stream(non_blocking=True) for _ in range(2)], [xp.zeros((3, 3)) for _ in range(2)]
     graphs = []
     for stream, out in zip(streams, outs, strict=True):
-        with cuda.ordered(stream):
+        with cuda.ordered(stream, cuda.event()):
             gemm.matmul(A, B, out)
             graphs.append(cuda.captured(stream, lambda out=out: gemm.matmul(A, B, out)))
             out.fill(0)
-    with cuda.ordered(streams[1]):
+    with cuda.ordered(streams[1], cuda.event()):
         graphs[1].launch(streams[1])
     np.testing.assert_array_equal(to_host(outs[0]), 0)
     np.testing.assert_array_equal(to_host(outs[1]), np.arange(9.0).reshape(3, 3))

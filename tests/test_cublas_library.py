@@ -224,7 +224,7 @@ def test_the_library_of_this_machine_gives_what_nvmath_gives(monkeypatch):
         cublas.clear_cache()
         stream = cupy.cuda.Stream(non_blocking=True)
         out = cupy.empty_like(A)
-        with gpubp.cuda.ordered(stream):
+        with gpubp.cuda.ordered(stream, gpubp.cuda.event()):
             gemm.matmul(A, B, out)
             graph = gpubp.cuda.captured(stream, lambda out=out: gemm.matmul(A, B.mT, out))
             graph.launch(stream)

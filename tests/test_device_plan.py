@@ -288,8 +288,8 @@ def test_an_epoch_takes_as_few_launches_as_there_are_graphs_for(fake_cupy, monke
 def test_a_progress_bar_moves_and_is_at_most_two_launches_behind(fake_cupy, monkeypatch, patience):
     import fake_cupy as fake
 
-    events, waits, record = [], [], fake.Stream.record
-    monkeypatch.setattr(fake.Stream, "record", lambda *given: (events.append(record(*given)), events[-1])[1])
+    events, waits, record = [], [], fake.Event.record
+    monkeypatch.setattr(fake.Event, "record", lambda *given: (events.append(given[0]), record(*given))[1])
     monkeypatch.setattr("gpubp.cuda.wait", lambda event: waits.append(event is events[-1]))
     monkeypatch.setattr("gpubp.trainer.LAUNCH_SECONDS", patience)
     monkeypatch.setattr("gpubp.trainer.Progress", ShownProgress)
@@ -298,8 +298,8 @@ def test_a_progress_bar_moves_and_is_at_most_two_launches_behind(fake_cupy, monk
     gpubp.fit(gpubp.mlp([6, 9, 3], device="cuda"), X, T, epochs=3, batch_size=8, callbacks=[calls])
     longer = [[32, 64, 34], [128, 2], [130]] if patience else [[32, 32, 32, 32, 2]] * 3
     assert [steps for steps, _ in calls.epochs] == longer
-    # For the launch before the last, and at the end of the epoch for all.
-    assert waits == [waited for steps in longer for waited in [False] * (len(steps) - 1) + [True]]
+    # For the launch before each, and at the end of the epoch for all.
+    assert waits == [waited for steps in longer for waited in [False] * len(steps) + [True]]
 
 
 class ShownProgress(gpubp.callbacks.Progress):

@@ -170,7 +170,7 @@ def test_a_graph_of_three_steps_goes_on_counting_and_takes_new_rates(xp, method)
         theta, there = xp.asarray(start), xp.asarray(np.zeros((2, 9)))
         optimizer = gpubp.optimizer_by_name(name, learning_rate=[0.1, 0.2], **settings)
         stream = xp.cuda.Stream(non_blocking=True)
-        with cuda.ordered(stream):
+        with cuda.ordered(stream, cuda.event()):
             there[...] = xp.asarray(gradients[0])
             optimizer.update(theta, there)  # makes the state, compiles
             if captured:

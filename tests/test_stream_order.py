@@ -98,10 +98,28 @@ def test_training_is_the_same_in_any_order(training: str, order: str) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("resident", [True, False])
+def test_an_epoch_makes_no_events_and_none_has_a_clock(resident: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[fake.Event] = []  # kept, so that none takes another's place in memory
+    wait, wait_event = cuda.wait, fake.Stream.wait_event
+    monkeypatch.setattr(cuda, "wait", lambda event: (waited.append(event), wait(event)))
+    monkeypatch.setattr(
+        fake.Stream, "wait_event", lambda stream, event: (waited.append(event), wait_event(stream, event))
+    )
+    counts = []
+    for epochs in (2, 5):
+        waited.clear()
+        with fake.installed():
+            fitted(epochs=epochs, resident=resident)
+        assert not any(event.is_timed for event in waited)
+        counts.append(len({*map(id, waited)}))
+    assert counts[0] == counts[1] <= 6  # of the plan one, of the trainer two; of the streamed examples four
+
+
 SLOT, STREAMED = minibatches._Slot, minibatches.StreamedMinibatches
 FAULTS = {  # where a line is taken out, and a training that notices it
-    "steps do not wait for what they read": (cuda, "ordered", "stream.wait_event(caller.record())", "two networks"),
-    "nobody waits for the steps": (cuda, "ordered", "caller.wait_event(stream.record())", "two networks"),
+    "steps do not wait for what they read": (cuda, "ordered", "stream.wait_event(event)", "two networks"),
+    "nobody waits for the steps": (cuda, "ordered", "caller.wait_event(event)", "two networks"),
     "examples are replaced that steps still read": (SLOT, "filled", "stream.wait_event(self.in_use)", "streamed"),
     "reading them is not recorded": (STREAMED, "parts", "slot.in_use.record()", "streamed"),
     "steps do not wait for their examples": (

@@ -242,7 +242,12 @@ _memory: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDiction
 
 def used_bytes() -> int:
     """All device memory that is in use, in pieces of 512 bytes as CuPy's pool hands it out."""
-    return sum(_rounded(owner.nbytes) for owner in list(_memory.values()))
+    return sum(_rounded(owner.nbytes) for owner in _owners())
+
+
+def _owners() -> list[np.ndarray]:
+    """What owns device memory, looked up at once: other threads allocate meanwhile."""
+    return [owner for reference in _memory.valuerefs() if (owner := reference()) is not None]
 
 
 def _rounded(nbytes: int) -> int:
@@ -262,7 +267,8 @@ def memory_at(address: int, shape: tuple[int, ...], strides: tuple[int, ...], dt
         CUDARuntimeError: Some of it is no memory, or was freed.
     """
     extent = np.dtype(dtype).itemsize + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    for begin, owner in list(_memory.items()):
+    for owner in _owners():
+        begin = owner.__array_interface__["data"][0]
         if begin <= address and address + extent <= begin + owner.nbytes:
             flat = owner.T if owner.flags.f_contiguous else owner
             return np.ndarray(shape, dtype, flat.reshape(-1).view(np.uint8), address - begin, strides)
@@ -413,6 +419,7 @@ class Event:
 
     def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
         machine.call("event")
+        self.is_timed = not disable_timing
         self._be_at(machine.default, 0)
 
     @classmethod
