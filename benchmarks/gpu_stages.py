@@ -8,6 +8,7 @@ what is missing; other programs begin anew, unless they have had their whole tim
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -59,8 +60,17 @@ def facts(here: Run, stage: Stage, seconds: float) -> Ended:
         raise OtherMachineError(f"{here.out} is of another card ({before}; here is {name}): choose another --out")
     job(here, stage, seconds - card.seconds)
     found = here.found.get("facts", {})
-    here.found.setdefault("runs", []).append(f"{shlex.join(['python', *sys.argv])}, {found.get('date', '?')}")
+    words = f"{shlex.join(['python', *sys.argv])}, {found.get('date', '?')}, sources {sources()}"
+    here.found.setdefault("runs", []).append(words)
     return f"not installed: {found['not installed']}" if found else "FAILED: see log.txt", bool(found)
+
+
+def sources() -> str:
+    """A word for the state of the sources that are measured: two runs of the same word had the same."""
+    digest = hashlib.sha256()
+    for path in sorted([*ROOT.glob("gpubp/**/*.py"), *ROOT.glob("kernels/*.cu*")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def program(*arguments: str) -> Callable[[Run, Stage, float], Ended]:

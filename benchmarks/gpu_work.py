@@ -104,7 +104,7 @@ def each(
         try:
             row |= measure(place, entry, note)
         except Exception as error:  # whatever a row fails with belongs into it
-            row["failed"] = f"{type(error).__name__}: {error}"
+            row["failed"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         print(row, flush=True)
         rows.append(row)
         note(name, {"planned": len(planned), "rows": rows})
@@ -237,8 +237,8 @@ def noted_graphs() -> Iterator[list[Any]]:
     graphs: list[Any] = []
     captured = cuda.captured
 
-    def noted(*arguments: Any) -> Any:
-        graphs.append(captured(*arguments))
+    def noted(*arguments: Any, **settings: Any) -> Any:
+        graphs.append(captured(*arguments, **settings))
         return graphs[-1]
 
     with mock.patch.object(cuda, "captured", noted):

@@ -73,6 +73,7 @@ def test_pretending_on_a_bare_machine_goes_on_where_it_was_killed(tmp_path):
     assert found["smoke"]["rows"][0] == kept
     assert found["floors"] == floors
     assert len(found["runs"]) >= 2
+    assert len({words.rpartition(", sources ")[2] for words in found["runs"]}) == 1
     verdicts = {name: stage["verdict"] for name, stage in found["stages"].items()}
     assert list(verdicts) == [stage.name for stage in stages.STAGES]
     assert all(name in verdicts["facts"] for name in MISSING)
