@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -80,7 +81,8 @@ def _blas() -> dict[str, str]:
         found = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
         words = f"{found['name']} {found['version']} (threadpoolctl, not installed, would tell the threads)"
         return {"BLAS": words, "BLAS of SciPy": "unknown (threadpoolctl, not installed, would tell)"}
-    importlib.import_module("scipy.linalg.cython_blas")  # loads the library
+    with contextlib.suppress(ImportError):
+        importlib.import_module("scipy.linalg.cython_blas")  # loads the library
     pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
     return {"BLAS": _pools_of("numpy", pools), "BLAS of SciPy": _pools_of("scipy", pools)}
 

@@ -17,7 +17,7 @@ from .peers import Peer
 
 CODE = (
     "import json, sys; said = json.loads(sys.argv[1]); sys.path[:] = said['path']; "
-    "from gpubp.cli.bench import benchmarks_module; "
+    "from gpubp.benchmarking import benchmarks_module; "
     "benchmarks_module('worker').main(said['module'], said['name'], said['device'])"
 )
 """What a worker's Python runs: the controller's own import path, then `worker.main`."""

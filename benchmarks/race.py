@@ -50,7 +50,6 @@ class Settings:
         deadline: Seconds for the whole race too, after which it ends wherever it is; cases that are not done by then
             are left out, and named. None for no limit.
         ceilings_seconds: For measuring what the machine can do at most.
-        kept_out: By case: peers that are to sit it out, by name, and why.
     """
 
     cases: tuple[Case, ...]
@@ -65,7 +64,6 @@ class Settings:
     budget: float | None = None
     deadline: float | None = None
     ceilings_seconds: float = 2.0
-    kept_out: Mapping[Case, Mapping[str, str]] = field(default_factory=dict)
 
 
 class Race:
@@ -157,9 +155,6 @@ class Race:
     def _run_case(self, case: Case, folder: Path) -> None:
         self._team.start()  # whoever was lost
         entries = self._team.present()
-        for name, why in self.settings.kept_out.get(case, {}).items():
-            if name in entries:
-                entries[name]["unsupported"] = why
         data = self._data_set(case, folder)
         checked = self._check(case, data, entries)
         cell = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from statistics import median
 
 import gpubp
 
@@ -51,3 +52,9 @@ def schedule(part: Part, seconds: float, *, blocks_a_round: float = 1.0) -> tupl
     """
     times, taken = block_of(part)
     return times, min(max(round(seconds / (blocks_a_round * taken)), ROUNDS[0]), ROUNDS[1])
+
+
+def median_seconds(part: Part, seconds: float) -> float:
+    """The median time of a part done once, from rounds that take about so many seconds; it has run before."""
+    times, rounds = schedule(part, seconds)
+    return median(seconds_of(part, times) for _ in range(rounds)) / times

@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import queue
+import re
 import signal
 import sys
 import threading
@@ -34,6 +35,10 @@ WARM_UP = 0.2
 LONG_STEP = 0.25
 """Seconds: steps as long as this need no warming up."""
 MOST_INDICES = 2**24
+LOST = re.compile(
+    r"illegal (memory access|address|instruction)|misaligned address|launch failure|device is lost", re.IGNORECASE
+)
+"""How CUDA, and whoever passes its words on, names the errors after which a process can't use the device any more."""
 
 
 class Worker:
@@ -164,8 +169,10 @@ def set_threads() -> None:
 
 def thread_pools() -> dict[str, str]:
     """The thread pools that the libraries of this process really have."""
-    import threadpoolctl
-
+    try:
+        import threadpoolctl
+    except ImportError:
+        return {"pools": "threads unknown (threadpoolctl, not installed, would tell)"}
     words = []
     for pool in threadpoolctl.threadpool_info():
         version = f" {pool['version']}" if pool.get("version") else ""
@@ -204,4 +211,7 @@ def main(module: str, name: str, device: str) -> None:
             answer = getattr(worker, do)(**command)
         except Exception as error:  # whatever a peer fails with belongs into its cell
             answer = {"error": f"{type(error).__name__}: {error}"}
+            if LOST.search(answer["error"]):  # for this process: the next case gets a new one
+                os.write(2, " ".join(answer["error"].split()).encode())
+                os._exit(1)
         print(json.dumps(answer), file=answers, flush=True)

@@ -11,7 +11,6 @@ import contextlib
 import gc
 import importlib
 import importlib.util
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,8 +26,6 @@ from gpubp.faults import first_line as _first_line
 Array: TypeAlias = Any
 """A ``numpy.ndarray`` or a ``cupy.ndarray``."""
 
-LACKS_TOOLKIT = ("Failed to find CUDA headers", "Failure finding", "CuPy failed to load")
-"""How errors of CuPy and cuda-pathfinder begin when a part of CUDA is missing; they are of no class of their own."""
 _DLPACK_CPU, _DLPACK_CUDA = 1, 2  # DLDeviceType of the DLPack specification
 
 
@@ -53,8 +50,8 @@ class Device:
         """Make this the current device for the duration of a ``with`` block, and what fails in it an error of ours.
 
         That is an `OutOfDeviceMemoryError` for a lack of device memory, a `DeviceLostError` where the process can't
-        use the device any more, and a `DeviceError` for a lack of CUDA's compiler, headers or cuBLAS, and for
-        everything else that CuPy, CUDA or cuBLAS raises.
+        use the device any more, and a `DeviceError` for a lack of CUDA's compiler, headers or cuBLAS and for everything
+        else that CuPy, CUDA or cuBLAS raises.
 
         Args:
             doing: What is done in the block, such as ``"predicting"``, for such an error to say.
@@ -73,13 +70,9 @@ class Device:
             try:
                 yield
             except Exception as error:
-                if isinstance(error, RuntimeError | ImportError) and str(error).startswith(LACKS_TOOLKIT):
+                if faults.lacks_toolkit(error):
                     cuda = self.module.cuda.runtime.runtimeGetVersion() // 1000
-                    raise DeviceError(
-                        f"{self} can't be used: {re.split('[.:] ', _first_line(error))[0]}. CuPy needs the compiler, "
-                        f"headers and libraries of CUDA {cuda}: pip install 'cupy-cuda{cuda}x[ctk]' brings them, and "
-                        f"so does 'gpubp[cuda{cuda}x]'; gpubp info names those that do not fit. Or use device='cpu'"
-                    ) from error
+                    raise DeviceError(faults.without_toolkit(self, error, cuda)) from error
                 if not faults.is_of_cuda(error):
                     raise
                 faults.raise_if_lost(error, self)

@@ -7,6 +7,7 @@ more than its name.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -16,6 +17,8 @@ from gpubp.errors import DeviceLostError
 LOST = frozenset({226, 700, 702, 710, *range(714, 720), 721, 810, 911})
 """Values of cudaError_t, and of CUresult, after which all that follows fails until the process is started anew."""
 OUT_OF_MEMORY = 2
+LACKS_TOOLKIT = ("Failed to find CUDA headers", "Failure finding", "CuPy failed to load")
+"""How errors of CuPy and cuda-pathfinder begin when a part of CUDA is missing; they are of no class of their own."""
 
 _KINDS = {"OutOfMemoryError", "CUDARuntimeError", "CUDADriverError", "CUBLASError", "cuBLASError"}
 
@@ -35,6 +38,21 @@ def doing(what: str) -> Iterator[None]:
 def is_of_cuda(error: BaseException) -> bool:
     """Whether CuPy, CUDA or cuBLAS raised it; nvmath-python, with a class of its own, need not be there."""
     return type(error).__name__ in _KINDS
+
+
+def lacks_toolkit(error: BaseException) -> bool:
+    """Whether it says that CUDA's compiler, headers or a library is not there."""
+    return isinstance(error, RuntimeError | ImportError) and str(error).startswith(LACKS_TOOLKIT)
+
+
+def without_toolkit(device: object, error: BaseException, cuda: int) -> str:
+    """What is missing of this version of CUDA, with the way out."""
+    what = re.split("[.:] ", first_line(error))[0]
+    return (
+        f"{device} can't be used: {what}. CuPy needs the compiler, headers and libraries of CUDA {cuda}: pip install "
+        f"'cupy-cuda{cuda}x[ctk]' brings them, and so does 'gpubp[cuda{cuda}x]'; gpubp info names what does not fit. "
+        "Or use device='cpu'"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -69,6 +87,5 @@ def raise_if_lost(error: BaseException, device: object = "the CUDA device") -> N
     # cuBLAS, and whoever tripped over the consequences, do not know. The query gives the status as it is.
     if lost or (cupy is not None and cupy.cuda.runtime.streamQuery(0) in LOST):
         raise DeviceLostError(
-            f"{told(device, error)}. The device is lost to this process, which has to be restarted; a training can go "
-            "on from its last gpubp.Checkpoint"
+            f"{told(device, error)}. The device is lost to this process, which has to be restarted"
         ) from error

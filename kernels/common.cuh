@@ -1,9 +1,18 @@
-// What the kernels share: the index type, and sums over the rows of a block.
+// What the kernels share: the index type, packs of 16 bytes, and sums over the rows of a block.
 #pragma once
 
 using Index = long long;  // 64 bits: E * N * n may exceed 2^31
 
 constexpr int MAX_THREADS = 256;  // of a block; the launchers in gpubp/cuda_kernels/ keep to it
+
+template <typename T>
+constexpr int PACK = 16 / int(sizeof(T));  // numbers that a thread reads at once, where they are aligned
+
+// `count` numbers that are read at once.
+template <typename T, int count>
+struct alignas(count * sizeof(T)) Pack {
+    T at[count];
+};
 
 // The sum of `value` over threadIdx.y, separately for each threadIdx.x; only threads with threadIdx.y == 0 get it.
 // Every thread of the block must call this, and blockDim.y must be a power of two. The order of the additions is

@@ -14,6 +14,7 @@ template <typename Operation, int W, typename T>
 __device__ void combine_elements(const T* A, const T* B, T* out, Index size) {
     constexpr int in_flight = 2;  // packs that a thread reads before it computes
     const Index threads = Index(gridDim.x) * blockDim.x, step = threads * W;
+#pragma unroll 1  // the compiler would divide to find out how often
     for (Index i = (blockIdx.x * Index(blockDim.x) + threadIdx.x) * W; i < size; i += in_flight * step) {
         Pack<T, W> a[in_flight], b[in_flight];
 #pragma unroll

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(MAX_THREADS, RESIDENT)
                     if (W > 1) {
 #pragma unroll
                         for (int v = 0; j < n && v < PACK<To>; v += at_once) {
-                            const auto read = *reinterpret_cast<const Vector<From, at_once>*>(row + j + v);
+                            const auto read = *reinterpret_cast<const Pack<From, at_once>*>(row + j + v);
 #pragma unroll
                             for (int k = 0; k < at_once; ++k) x[u][v + k] = read.at[k];
                         }

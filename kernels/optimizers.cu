@@ -165,34 +165,24 @@ __global__ void lion(T* theta, const T* dL_dtheta, T* M,  // (E, P)
     }
 }
 
-template <int V, typename T>
-__device__ void squares_of_rows(const T* dL_dtheta, double* sums, Index E, Index P, Index pitch, Index C) {
-    const Index chunk = chunk_of(P, C, V);
+// The sum of the squares of each row, within C chunks. With W > 1 each row begins at a multiple of 16 bytes.
+template <typename T, int W>
+__global__ void squares(const T* dL_dtheta,  // (E, P)
+                        double* sums,        // (E, C)
+                        Index E, Index P, Index pitch, Index C,
+                        Index chunk) {  // numbers of each of the C, a multiple of W
     for (Index e = blockIdx.y; e < E; e += gridDim.y) {
         for (Index c = blockIdx.x; c < C; c += gridDim.x) {
             const Index end = min(P, (c + 1) * chunk);
             T squares = 0;
-            for (Index i = c * chunk + threadIdx.x * V; i < end; i += blockDim.x * V) {
-                const Pack<T, V> g = load<V>(dL_dtheta + e * pitch + i, end - i);
+            for (Index i = c * chunk + threadIdx.x * W; i < end; i += blockDim.x * W) {
+                const Pack<T, W> g = load<W>(dL_dtheta + e * pitch + i, end - i);
 #pragma unroll
-                for (int v = 0; v < V; ++v) squares += g.at[v] * g.at[v];
+                for (int v = 0; v < W; ++v) squares += g.at[v] * g.at[v];
             }
             const double sum = over_group<Sum>(static_cast<double>(squares), blockDim.x);
             if (threadIdx.x == 0) sums[e * C + c] = sum;
         }
-    }
-}
-
-// The sum of the squares of each row, within C chunks.
-template <typename T>
-__global__ void squares(const T* dL_dtheta,  // (E, P)
-                        double* sums,        // (E, C)
-                        Index E, Index P, Index pitch, Index C,
-                        Index packed) {  // whether each row begins at a multiple of 16 bytes
-    if (packed) {
-        squares_of_rows<PACK<T>>(dL_dtheta, sums, E, P, pitch, C);
-    } else {
-        squares_of_rows<1>(dL_dtheta, sums, E, P, pitch, C);
     }
 }
 

@@ -11,20 +11,11 @@
 #pragma once
 #include "common.cuh"
 
-template <typename T>
-constexpr int PACK = 16 / int(sizeof(T));
-
 // Bands that a thread reads before it computes. Memory takes 800 ns to answer, so that 4.8 TB/s want 29 KB under way in
 // each of 132 multiprocessors: 32 bytes in 1024 threads. Where numbers are read one by one, a band has several already.
 template <int W>
 constexpr int IN_FLIGHT = W > 1 ? 2 : 1;
 constexpr int RESIDENT = 2;  // blocks that a multiprocessor must have registers for, at least
-
-// `count` numbers, 16 bytes at most, that are read at once.
-template <typename T, int count>
-struct alignas(count * sizeof(T)) Vector {
-    T at[count];
-};
 
 // Where the k-th number of this thread lies within a row of its tile.
 template <int W, typename T>
@@ -37,7 +28,7 @@ template <int W, typename T>
 __device__ void load(const T* X, Index begin, Index end, T (&x)[PACK<T>]) {
     const Index first = begin + place<W, T>(0), apart = place<W, T>(1) - place<W, T>(0);
     if (W > 1 && first + PACK<T> <= end) {
-        const auto v = *reinterpret_cast<const Vector<T, PACK<T>>*>(X + first);
+        const auto v = *reinterpret_cast<const Pack<T, PACK<T>>*>(X + first);
 #pragma unroll
         for (int k = 0; k < PACK<T>; ++k) x[k] = v.at[k];
         return;

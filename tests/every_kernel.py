@@ -2,8 +2,9 @@
 
 Run ``python tests/every_kernel.py`` on a machine with a GPU, by itself or under a tool that watches it, such as
 ``compute-sanitizer --tool memcheck python tests/every_kernel.py --without-pool --quick``. With ``--stand-in`` the
-kernels run on the host. It ends with exit code 1 where a number is wrong, a kernel was not launched in both dtypes, or
-a step was not captured, as without nvmath-python.
+kernels run on the host. It ends with exit code 1 where a number is wrong, a kernel was never launched, or a step was
+not captured. ``--compile`` does nothing but compile all of them, in as many processes as there are cores: whatever runs
+afterwards finds them in CuPy's cache.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import re
+import multiprocessing
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+from kernel_names import all_kernels  # noqa: E402
 
 import gpubp  # noqa: E402
 from gpubp import cublas, cuda  # noqa: E402
@@ -43,7 +48,6 @@ from gpubp.ops import (  # noqa: E402
 )
 
 DTYPES = ("float32", "float64")
-C_TYPES = ("float", "double")
 TOLERANCES = {"float32": 5e-5, "float64": 1e-10}
 """Of single operations, as a share of the largest number."""
 TRAINED = {"float32": 1e-3, "float64": 1e-9}
@@ -403,31 +407,13 @@ def layers_apart(checks: Checks) -> None:
         checks.close(f"layers apart, {dtype}: parameters", nets[1].theta, nets[0].theta, TRAINED[dtype])
 
 
-def written() -> list[str]:
-    """The names of the kernels of ``kernels/*.cu``, each a template."""
-    names: set[str] = set()
-    for path in sorted(cuda.kernel_directory().glob("*.cu")):
-        pattern = r"__global__ void (?:__launch_bounds__\([^)]*\)\s*)?(\w+)\("
-        names |= set(re.findall(pattern, path.read_text(encoding="utf-8")))
-    return sorted(names)
-
-
 def planted() -> None:
     """A kernel of ours writes behind the end of an array: a tool that does not tell it does not see our kernels."""
     xp = gpubp.resolve_device("cuda").module
     small, size = xp.zeros(64, np.float32), 1 << 20
     scalars = np.float32(1), np.float32(1)
-    cuda.launch("combine", "combine<float>", (size // 256, 1, 1), (256, 1), (small, small, size, 0, *scalars))
+    cuda.launch("combine", "combine<float, 1>", (size // 256, 1, 1), (256, 1), (small, small, size, *scalars))
     xp.cuda.Device().synchronize()
-
-
-def not_launched(launched: set[str]) -> list[str]:
-    """The kernels of ``kernels/*.cu`` that were not launched in each dtype."""
-    return [
-        f"{name}<...{c_type}...>"
-        for name, c_type in itertools.product(written(), C_TYPES)
-        if not any(re.match(rf"{name}<.*\b{c_type}\b", kernel) for kernel in launched)
-    ]
 
 
 def work(checks: Checks, quick: bool) -> None:
@@ -441,8 +427,35 @@ def work(checks: Checks, quick: bool) -> None:
         tell(checks, "trainings")
         layers_apart(checks)
         tell(checks, "layers apart")
-    missing = not_launched(checks.launched)
-    checks.wrong += [f"never launched: {name}" for name in missing]
+    checks.wrong += [f"never launched: {name}" for _, name in all_kernels() if name not in checks.launched]
+
+
+def compile_one(stem: str, kernel: str) -> float | str:
+    """Compile a kernel for the device: how many seconds that took, or what is wrong."""
+    began = time.perf_counter()
+    try:
+        cuda.function(stem, kernel)
+    except Exception as error:  # of the compiler, of the device; not every one could be sent back
+        return f"{type(error).__name__}: {error}"
+    return time.perf_counter() - began
+
+
+def compile_all(pool: Any) -> list[str]:
+    """Compile every kernel in the processes of a pool; what failed, in words."""
+    seconds: dict[str, float] = {}
+    wrong = []
+    names = {pool.submit(compile_one, *kernel): kernel[1] for kernel in all_kernels()}
+    for done in as_completed(names):
+        if isinstance(taken := done.result(), float):
+            seconds[names[done]] = taken
+        else:
+            wrong.append(f"{names[done]}: {taken}")
+    slowest = sorted(seconds, key=seconds.__getitem__, reverse=True)[:3]
+    print(
+        f"{len(seconds)} of {len(names)} kernels compiled in {time.perf_counter() - BEGAN:.1f} s; the slowest: "
+        + ", ".join(f"{name} {seconds[name]:.1f} s" for name in slowest)
+    )
+    return wrong
 
 
 def tell(checks: Checks, what: str) -> None:
@@ -464,6 +477,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--without-pool", action="store_true", help="every array in memory of its own, so that an overrun is noticed"
     )
+    parser.add_argument("--compile", action="store_true", help="compile every kernel, and no more")
     parser.add_argument("--list", action="store_true", help="print every kernel that was launched")
     parser.add_argument("--names", action="store_true", help="print the name of every kernel there is, and no more")
     parser.add_argument(
@@ -471,7 +485,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     if chosen.names:
-        print("\n".join(written()))
+        print("\n".join(sorted({name.partition("<")[0] for _, name in all_kernels()})))
         return 0
     checks = Checks()
     with contextlib.ExitStack() as stack:
@@ -491,6 +505,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.planted:
             planted()
             return 0
+        if chosen.compile:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+            with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
+                return told(compile_all(pool))
         with gpubp.resolve_device("cuda").activate():
             work(checks, chosen.quick)
             reason = cublas.why_no_handle()
@@ -499,9 +517,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for kernel in sorted(checks.launched) if chosen.list else []:
         print(f"launched {kernel}")
     print(f"{len(checks.launched)} kernels launched, {checks.done} arrays compared, {len(checks.wrong)} wrong")
-    for words in checks.wrong[:50]:
+    return told(checks.wrong)
+
+
+def told(wrong: list[str]) -> int:
+    """Print what was wrong, and return the exit code."""
+    for words in wrong[:50]:
         print(f"WRONG: {words}")
-    return 1 if checks.wrong else 0
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from cuda.bindings import nvrtc
 from cuda.core import Program, ProgramOptions
+from kernel_names import FUNCTORS, LOSSES, PAIRS, STEMS, TYPES, WIDTHS, all_kernels, kernel_names
 
 import gpubp
 from gpubp import cuda
 from gpubp.cuda_kernels import optimizers
-from gpubp.cuda_kernels.gather import CONVERSIONS
 from gpubp.errors import DeviceError
 from gpubp.layers.leaky_relu import LeakyReLU
 from gpubp.layers.sigmoid import Sigmoid
@@ -31,39 +31,6 @@ from gpubp.ops import activation, batch_norm, dropout, elementwise, embedding, g
 from gpubp.ops.combine import combine
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-STEMS = sorted(path.stem for path in cuda.kernel_directory().glob("*.cu"))
-FUNCTORS = re.findall(r"^struct (\w+)", (cuda.kernel_directory() / "activations.cuh").read_text(), re.MULTILINE)
-LOSSES = re.findall(r"^struct (\w+)", (cuda.kernel_directory() / "loss_functions.cuh").read_text(), re.MULTILINE)
-PAIRS = {kind.functor for kind in gpubp.Loss.by_name.values() if getattr(kind, "kernel", "") == "pair_loss"}
-TYPES = ("float", "double")
-WIDTHS = [(kind, W) for kind, pack in (("float", 4), ("double", 2)) for W in (1, pack)]
-"""How many numbers of a type a kernel reads at once."""
-
-
-def kernel_names(source: str) -> list[str]:
-    """Every kernel of a source, with every type that its template is meant for."""
-    names = []
-    pattern = r"(?:template <([^>]*)>\s*)?__global__ void (?:__launch_bounds__\([^)]*\)\s*)?(\w+)\("
-    for template, name in re.findall(pattern, source):
-        if not template:
-            names.append(name)
-        elif template.startswith("typename Activation, int W"):
-            names += [f"{name}<{functor}<{kind}>, {W}>" for functor in FUNCTORS for kind, W in WIDTHS]
-        elif template == "typename T, int W":
-            names += [f"{name}<{kind}, {W}>" for kind, W in WIDTHS]
-        elif template == "typename From, typename To, int W":
-            for (_, to), sources in CONVERSIONS.items():
-                widths = [1, 4 if to == "float" else 2]
-                names += [f"{name}<{source}, {to}, {W}>" for source in sources.values() for W in widths]
-        elif template.startswith("typename Loss"):
-            functors = [functor for functor in LOSSES if functor not in PAIRS]
-            names += [f"{name}<{functor}<{kind}>>" for functor, kind in itertools.product(functors, TYPES)]
-        elif template.startswith("typename Pair"):
-            names += [f"{name}<{functor}<{kind}>>" for functor, kind in itertools.product(sorted(PAIRS), TYPES)]
-        else:
-            assert template == "typename T", f"{name}: say here what `template <{template}>` is used with"
-            names += [f"{name}<{kind}>" for kind in TYPES]
-    return names
 
 
 def compile_report(source: str, architecture: str, names: list[str]) -> str:
@@ -205,7 +172,8 @@ def test_all_kernels_are_found() -> None:
     assert set(FUNCTORS) == {"Identity", "Sigmoid", "Tanh", "ReLU", "LeakyReLU", "ELU", "GELU", "SiLU", "Softplus"}
     names = kernel_names(cuda.source("losses"))
     assert {"SquaredError", "BinaryCrossEntropy", "AbsoluteError", "Huber", "Quantile", "PoissonDeviance"} < set(LOSSES)
-    assert len(names) == len(set(names)) == (2 + len(LOSSES)) * len(TYPES)
+    elementwise = len(LOSSES) - len(PAIRS)
+    assert len(names) == len(set(names)) == (1 + elementwise) * len(WIDTHS) + (1 + len(PAIRS)) * len(TYPES)
 
 
 # Running on the host: what the host runner itself must notice.
@@ -520,7 +488,7 @@ SANITIZED = [
 
 
 def test_every_kernel_runs_under_sanitizers() -> None:
-    names = {name.split("<")[0] for stem in STEMS for name in kernel_names(cuda.source(stem))}
+    names = {name.split("<")[0] for _, name in all_kernels()}
     assert names == set().union(*(kernels for _, kernels, _ in SANITIZED))
 
 
@@ -579,7 +547,7 @@ def test_planted_overrun_of_a_loss_is_caught(right: str, wrong: str) -> None:
         ("head + i * SIZE", "i * SIZE"),  # packs that begin before a boundary
         ("P - packs * SIZE;", "P - packs * SIZE + 1;"),
         ("m = kept1 * m + added1 * g;", "m = kept1 * m + M[E * P] * g;"),
-        ("const Index end = min(P, (c + 1) * chunk);", "const Index end = (c + 1) * chunk + V;"),  # of squares
+        ("const Index end = min(P, (c + 1) * chunk);", "const Index end = (c + 1) * chunk + W;"),  # of squares
         ("if (threadIdx.x == 0) factors[e] =", "factors[e + threadIdx.x] ="),
     ],
 )
@@ -595,8 +563,8 @@ def test_planted_overrun_of_an_update_is_caught(right: str, wrong: str) -> None:
 @pytest.mark.parametrize(
     ("kernel", "right", "wrong"),
     [
-        ("softmax", "there = first + group < rows ? n : 0;\n        if (packed) {\n            softmax_of_row", ""),
-        ("layer_norm", "row = first + group, there = row < N ? n : 0, begin = e * X_stride", ""),
+        ("softmax", "there = row < rows ? n : 0;\n        const T* const x_row", ""),
+        ("layer_norm", "there = row < N ? n : 0, begin = e * X_stride", ""),
         ("product_sum", "load<W>(B, begin - back, end - back, b[u])", "load<W>(B, begin, end, b[u])"),
     ],
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from concurrent.futures import Future
+from typing import Any
 
 import every_kernel
 import numpy as np
 import pytest
-from test_cuda import STEMS, kernel_names
+from kernel_names import all_kernels
 
 from gpubp import cuda
 
@@ -16,7 +17,7 @@ def test_every_kernel_is_launched_and_right(capsys: pytest.CaptureFixture[str]) 
     assert every_kernel.main(["--stand-in", "--quick", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     launched = {line.removeprefix("launched ") for line in lines if line.startswith("launched ")}
-    assert launched == {name for stem in STEMS for name in kernel_names(cuda.source(stem))}
+    assert launched == {name for _, name in all_kernels()}
     assert lines[-1].endswith(" 0 wrong")
 
 
@@ -47,13 +48,14 @@ def test_a_card_without_cublas_is_wrong(capsys: pytest.CaptureFixture[str], monk
     monkeypatch.setattr(every_kernel, "operations", lambda *_: None)
     assert every_kernel.main(["--stand-in", "--quick"]) == 1
     said = capsys.readouterr().out
+    assert "WRONG: never launched: " in said
     assert "WRONG: no step can be captured, there is no cuBLAS but CuPy's: no nvmath" in said
     assert ": not captured: there is no cuBLAS but CuPy's, which can't be captured (no nvmath)" in said
 
 
 def test_the_names_are_those_that_are_compiled(capsys: pytest.CaptureFixture[str]) -> None:
     assert every_kernel.main(["--names"]) == 0
-    compiled = {name.partition("<")[0] for stem in STEMS for name in kernel_names(cuda.source(stem))}
+    compiled = {name.partition("<")[0] for _, name in all_kernels()}
     assert set(capsys.readouterr().out.split()) == compiled
 
 
@@ -66,10 +68,24 @@ def test_what_is_not_a_number_or_has_another_shape_is_wrong() -> None:
     assert checks.wrong == ["a hole: off by nan, allowed is 1.0e+00", "a row: shape (3,) instead of (2,)"]
 
 
-def test_kernels_that_were_never_launched_are_named(fake_cupy: ModuleType) -> None:
-    launched = {name for stem in STEMS for name in kernel_names(cuda.source(stem))}
-    assert every_kernel.not_launched(launched) == []
-    assert every_kernel.not_launched(launched - {"adam<float>"}) == ["adam<...float...>"]
+class Pool:
+    """Does at once what it is given."""
+
+    @staticmethod
+    def submit(work: Any, *arguments: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(work(*arguments))
+        return done
+
+
+@pytest.mark.usefixtures("fake_cupy")
+def test_what_does_not_compile_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = [("combine", "combine<float>"), ("combine", "divide<float>"), ("combine", "combine<double>")]
+    monkeypatch.setattr(every_kernel, "all_kernels", lambda: kernels)
+    assert every_kernel.told(every_kernel.compile_all(Pool())) == 1
+    said, wrong = capsys.readouterr().out.split("WRONG: ")
+    assert said.startswith("2 of 3 kernels compiled in ")
+    assert wrong.startswith("divide<float>: DeviceError: kernel divide<float> of combine.cu does not compile")
 
 
 def test_without_a_device_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:

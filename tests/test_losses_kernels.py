@@ -498,12 +498,17 @@ def test_any_grid_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(st.integers(1, 2**30), st.integers(1, 2**20), st.integers(1, 2**20))
 def test_launch_shapes_are_within_the_limits(N: int, K: int, members: int) -> None:
-    width = launches.lanes(K)
+    width, height = launches.row_block(K)
     assert width in (1, 2, 4, 8, 16, 32, 256)
+    assert width * height == 256
     assert width == 1 or width < K  # at least as many scores as threads
     assert (width == 256) == (K > 2048)
-    C = launches.chunks(members, -(-N // (256 // width)), N)
+    C = launches.chunks(members, -(-N // height), N)
     assert 1 <= C <= min(N, launches.BLOCKS)
+    for W in (1, 2, 4):
+        chunk = launches.chunk_of(N, C, W)
+        assert chunk % W == 0
+        assert chunk * C >= N > (chunk - W) * C
     *lead_, C = penalty_launches.partial_sums_shape((members, K))
     assert lead_ == [members]
     assert 1 <= C <= min(K, launches.BLOCKS)
@@ -538,19 +543,18 @@ def assert_allocates_nothing(xp: Any, launches: int, call: Any) -> None:
     assert allocated == []
 
 
-@pytest.mark.parametrize(
-    ("K", "offset", "packed"), [(8, 0, True), (10, 0, False), (8, 1, False), (8, 4, True), (8, 2, False)]
-)
-def test_rows_are_read_by_the_pack_where_they_are_aligned(K: int, offset: int, packed: bool) -> None:
+@pytest.mark.parametrize(("K", "offset", "width"), [(8, 0, 4), (10, 0, 1), (8, 1, 1), (8, 4, 4), (8, 2, 1)])
+def test_rows_are_read_by_the_pack_where_they_are_aligned(K: int, offset: int, width: int) -> None:
     with fake.installed(record=True) as xp:
         check(xp, "softmax_cross_entropy", "float32", (9, K), 2, "own", "own", offset)
         # Elementwise losses go over whole members, and pairs of double are packs too.
         check(xp, "squared_error", "float32", (9, K), None, "own", "own", offset)
         check_penalty(xp, "float32", 40, 2, offset, 4 - offset % 4 if K == 8 else 2)
-        softmax, elementwise, l2 = fake.machine.launches or []
-        assert softmax.arguments[13] == packed
-        assert elementwise.arguments[11] == (offset % 4 == 0)
-        assert l2.arguments[-2] == packed
+        assert [launch.kernel for launch in fake.machine.launches or []] == [
+            f"softmax_cross_entropy<float, {width}>",
+            f"elementwise_loss<SquaredError<float>, {4 if offset % 4 == 0 else 1}>",
+            f"add_l2<float, {width}>",
+        ]
 
 
 def test_misfits_are_refused_before_a_kernel_sees_them(fake_cupy: ModuleType) -> None:
@@ -603,25 +607,25 @@ def test_kernels_of_both_kinds_have_the_same_signatures(file: str, cpu_kernels: 
 
 # Faults planted in the kernels' text must be noticed: beside each, what it breaks.
 SOFTMAX_FAULTS = [
-    ("first + group < end", "first + group < end - 1"),  # the last row of each chunk
-    ("first = c * chunk_rows;", "first = c * chunk_rows + 1;"),  # its first row
-    ("first += groups", "first += groups + 1"),  # a row of every so many
-    ("there && lane == 0", "there"),  # each row as often as it has threads
-    ("there && lane == 0", "lane == 0"),  # rows that are not there
+    ("first + threadIdx.y < end", "first + threadIdx.y < end - 1"),  # the last row of each chunk
+    ("first = c * chunk;", "first = c * chunk + 1;"),  # its first row
+    ("first += blockDim.y", "first += blockDim.y + 1"),  # a row of every so many
+    ("there && threadIdx.x == 0", "there"),  # each row as often as it has threads
+    ("there && threadIdx.x == 0", "threadIdx.x == 0"),  # rows that are not there
     ("T top = K > 0 ? Y[0] : T(0)", "T top = 0"),  # the shift of negative scores
     ("top = Largest::of(top, y.at[v]);", "(void)y;"),  # the shift
-    ("top = over_group<Largest>(top, lanes);", ""),  # the maximum over a row's threads
+    ("top = over_group<Largest>(top, blockDim.x);", ""),  # the maximum over a row's threads
     ("a > b ? a : b", "a > b ? b : a"),
-    ("total = over_group<Sum>(total, lanes);", ""),
-    ("of_targets = over_group<Sum>(of_targets, lanes);", ""),
-    ("k < K; k += lanes * V", "k < K - 1; k += lanes * V"),  # the last class
+    ("total = over_group<Sum>(total, blockDim.x);", ""),
+    ("of_targets = over_group<Sum>(of_targets, blockDim.x);", ""),
+    ("k < K; k += step", "k < K - 1; k += step"),  # the last class
     ("inverse - t.at[v]", "inverse - 0 * t.at[v]"),  # the targets in the gradient
     ("k + v == one", "k == one"),  # classes within a pack
     ("counting.keep * t.at[v] + add", "t.at[v] + add"),
     ("counting.keep * t.at[v] + add", "counting.keep * t.at[v]"),
     ("(one >= 0 && one < K) ? counting.add", "true ? counting.add"),  # a smoothed class that is none
     ("class_weight[k + v]", "class_weight[k]"),  # of another class within a pack
-    ("mass = over_group<Sum>(mass, lanes);", ""),
+    ("mass = over_group<Sum>(mass, blockDim.x);", ""),
     ("w * (mass * log(total)", "w * (log(total)"),
     ("inverse = mass / total", "inverse = 1 / total"),
     ("targets + e * targets_stride + n * K", "targets + n * K"),  # the targets of the second member
@@ -629,23 +633,36 @@ SOFTMAX_FAULTS = [
     ("sample_weight + e * weight_stride", "sample_weight"),
     (" / T(N)", ""),
     ("sums[e * C + c] = loss", "sums[c] = loss"),  # members mixed up
-    ("by = min(lanes, WARP) / 2; by > 0", "by = min(lanes, WARP) / 2; by > 1"),  # half of each sum
-    ("warp < lanes / WARP", "warp < lanes / WARP - 1"),  # a warp of each sum over a block
+    ("by = min(threads, WARP) / 2; by > 0", "by = min(threads, WARP) / 2; by > 1"),  # half of each sum
+    ("warp < threads / WARP", "warp < threads / WARP - 1"),  # a warp of each sum over a block
     ("    __syncthreads();\n    value", "    value"),  # a sum read before it is there
     ("c < C; c += blockDim.x) sum", "c < C - 1; c += blockDim.x) sum"),  # the last chunk
     ("sum += sums[e * C + c]", "sum += sums[c]"),
 ]
 ELEMENTWISE_FAULTS = [
     ("(c + 1) * chunk);", "(c + 1) * chunk) - 1;"),  # the last output of each chunk
-    ("c * chunk + threadIdx.x * V", "c * chunk + (threadIdx.x + 1) * V"),  # the first
+    ("c * chunk + threadIdx.x * W", "c * chunk + (threadIdx.x + 1) * W"),  # the first
     ("if (i + v >= end) continue;", ""),  # outputs behind the last one
-    ("(i + v) / K * M", "0 * M"),  # targets of the first row
-    ("(i + v) % K % M", "0"),  # the first target of a row
-    ("(i + v) % K / (K / parts)", "0"),  # the first parameter
+    ("own.n * M", "0 * M"),  # targets of the first row
+    ("own.n * M + own.m", "own.n * M"),  # the first target of a row
+    ("own.h * each_h", "0"),  # the first parameter
+    ("own.m * each_m", "0"),
     ("!(missing && t.at[v] != t.at[v])", "true"),  # missing targets
     ("!(missing && t.at[v] != t.at[v])", "t.at[v] == t.at[v]"),  # NaN that is no missing target
-    ("(i + v) / K]", "(i + v) % K]"),
-    ("(i + v) / K", "i / K"),  # the weights of rows that end within a pack
+    ("e * weight_stride + own.n]", "e * weight_stride + own.m]"),
+    ("e * weight_stride + own.n]", "e * weight_stride + at.n]"),  # the weights of rows that end within a pack
+    ("walks = sample_weight ||", "walks ="),  # places that are never told
+    ("walks = sample_weight || H != 1 || each", "walks = sample_weight || H != 1"),
+    ("n += by.n;", ""),
+    ("h += by.h;", ""),
+    ("m += by.m;", ""),
+    ("m -= M;", ""),
+    ("            ++h;\n", ""),
+    ("h -= H;", ""),
+    ("            ++n;\n", ""),
+    ("heads - n * H", "heads"),
+    ("i - heads * M", "0"),
+    ("at.advance(step, H, M)", "at.advance(next, H, M)"),
     ("e * weight_stride +", "0 +"),
     ("targets + e * targets_stride + i", "targets + i"),
     ("Y + e * size + i", "Y + i"),
@@ -674,7 +691,8 @@ ELEMENTWISE_FAULTS = [
 PAIR_FAULTS = [
     ("const Index size = N * M", "const Index size = N * M - 1"),
     ("(e * N + n) * 2 * M", "n * 2 * M"),
-    ("+ i % M", ""),
+    ("+ target.m", ""),
+    ("target.advance(step, 1, M)", "target.advance({0, 0, 1}, 1, M)"),
     ("targets[e * targets_stride + i]", "targets[i]"),
     ("T w = T(1) / T(N)", "T w = T(1)"),
     ("e * weight_stride + n]", "n]"),
@@ -692,9 +710,9 @@ PAIR_FAULTS = [
 ]
 PENALTY_FAULTS = [
     ("(c + 1) * chunk);", "(c + 1) * chunk) - 1;"),
-    ("c * chunk + threadIdx.x * V", "c * chunk + (threadIdx.x + 1) * V"),
-    ("W + e * W_stride", "W + e * P"),
-    ("static_cast<const T*>(dL_dW) + e * dL_dW_stride", "static_cast<const T*>(dL_dW)"),
+    ("c * chunk + threadIdx.x * W", "c * chunk + (threadIdx.x + 1) * W"),
+    ("weights + e * weights_stride", "weights + e * P"),
+    ("load<W>(dL_dW + e * dL_dW_stride", "load<W>(dL_dW"),
     ("store(dL_dW + e * dL_dW_stride", "store(dL_dW"),
     ("T(0.5) * ", ""),
     ("(onto ? sums[e * C + c] : T(0))", "T(0)"),  # the loss so far, in one chunk

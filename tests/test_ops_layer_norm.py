@@ -137,23 +137,23 @@ def test_repeats_bit_for_bit_whatever_the_order_of_threads(shape, shared):
 
 
 @pytest.mark.parametrize(
-    ("shape", "members", "offset", "grid", "lanes", "packed"),
+    ("shape", "members", "offset", "grid", "block", "width"),
     [
-        ((33, 10), None, 0, (1, 1, 1), 4, 0),
-        ((33, 12), 3, 0, (1, 3, 1), 4, 1),
-        ((33, 12), 3, 1, (1, 3, 1), 4, 0),
-        ((33, 128), 2, 0, (5, 2, 1), 32, 1),
-        ((7, 2052), None, 0, (7, 1, 1), 256, 1),
+        ((33, 10), None, 0, (1, 1, 1), (4, 64), 1),
+        ((33, 12), 3, 0, (1, 3, 1), (4, 64), 4),
+        ((33, 12), 3, 1, (1, 3, 1), (4, 64), 1),
+        ((33, 128), 2, 0, (5, 2, 1), (32, 8), 4),
+        ((7, 2052), None, 0, (7, 1, 1), (256, 1), 4),
     ],
 )
-def test_what_is_launched(shape, members, offset, grid, lanes, packed):
+def test_what_is_launched(shape, members, offset, grid, block, width):
     with fake.installed(record=True) as xp:
         check(xp, shape, members, "float32", offset)
         found = {launch.kernel.split("<")[0]: launch for launch in fake.machine.launches}
-        for name, at in (("layer_norm", 12), ("layer_norm_backward", 10)):
-            assert found[name].grid == grid
-            assert found[name].arguments[at : at + 2] == (lanes, packed)
-        assert found["product_sum"].kernel == f"product_sum<float, {4 if packed else 1}>" or shape == (33, 10)
+        for name in ("layer_norm", "layer_norm_backward"):
+            assert (found[name].grid, found[name].block) == (grid, (*block, 1))
+            assert found[name].kernel == f"{name}<float, {width}>"
+        assert found["product_sum"].kernel == f"product_sum<float, {width}>" or shape == (33, 10)
 
 
 def test_any_grid_is_enough_and_nothing_is_allocated(monkeypatch):

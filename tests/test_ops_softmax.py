@@ -100,23 +100,24 @@ def test_repeats_bit_for_bit_whatever_the_order_of_threads(shape):
 
 
 @pytest.mark.parametrize(
-    ("shape", "offset", "grid", "lanes", "packed"),
+    ("shape", "offset", "grid", "block", "width"),
     [
-        ((33, 10), 0, 1, 4, 0),  # 64 rows a block
-        ((33, 12), 0, 1, 4, 1),
-        ((33, 12), 1, 1, 4, 0),
-        ((2, 33, 128), 0, 9, 32, 1),
-        ((7, 2052), 0, 7, 256, 1),
-        ((20, 1), 0, 1, 1, 0),
+        ((33, 10), 0, 1, (4, 64), 1),
+        ((33, 12), 0, 1, (4, 64), 4),
+        ((33, 12), 1, 1, (4, 64), 1),
+        ((2, 33, 128), 0, 9, (32, 8), 4),
+        ((7, 2052), 0, 7, (256, 1), 4),
+        ((20, 1), 0, 1, (1, 256), 1),
     ],
 )
-def test_what_is_launched(shape, offset, grid, lanes, packed):
+def test_what_is_launched(shape, offset, grid, block, width):
     with fake.installed(record=True) as xp:
         check(xp, shape, "float32", offset)
         rows = int(np.prod(shape[:-1]))
         for launch, arrays in zip(fake.machine.launches, (2, 3), strict=True):
-            assert launch.grid == (grid, 1, 1)
-            assert launch.arguments[arrays:] == (rows, shape[-1], lanes, packed)
+            assert (launch.grid, launch.block) == ((grid, 1, 1), (*block, 1))
+            assert launch.kernel.endswith(f"<float, {width}>")
+            assert launch.arguments[arrays:] == (rows, shape[-1])
 
 
 def test_any_grid_is_enough_and_nothing_is_allocated(monkeypatch):
@@ -159,11 +160,11 @@ def test_inputs_may_have_gaps(xp):
 
 FAULTS = [
     ("top = Largest::of(top, x.at[v]);", "top = Largest::of(top, x.at[v]) + 100;"),
-    ("top = over_group<Largest>(top, lanes);", ""),
+    ("top = over_group<Largest>(top, blockDim.x);", ""),
     ("total += exp(x.at[v] - top)", "total += exp(x.at[v])"),
     ("x.at[v] = exp(x.at[v] - top) * inverse", "x.at[v] = exp(x.at[v] - top)"),
     ("dot += d.at[v] * y.at[v]", "dot += d.at[v] + y.at[v]"),
-    ("dot = over_group<Sum>(dot, lanes);", ""),
+    ("dot = over_group<Sum>(dot, blockDim.x);", ""),
     ("y.at[v] * (d.at[v] - dot)", "y.at[v] * d.at[v] - dot"),
 ]
 

@@ -279,7 +279,7 @@ FAULTS = [
     ("c += blockDim.x) sum += sums[e * C + c];", "c += gridDim.x * blockDim.x) sum += sums[c];"),
     ("clip / norm : 1;", "clip : 1;"),
     ("norm > clip && isfinite(norm)", "norm > clip"),
-    ("const Index chunk = chunk_of(P, C, V);", "const Index chunk = P / C;"),
+    ("c * chunk + threadIdx.x * W", "c * chunk + (threadIdx.x + 1) * W"),
     ("squares += g.at[v] * g.at[v];", "squares = g.at[v] * g.at[v];"),
     ("epsilon * corrections[1]", "epsilon"),
     ("scaled_rate = member.rate * correction", "scaled_rate = member.rate"),

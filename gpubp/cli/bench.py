@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import shlex
@@ -20,6 +19,7 @@ import typer
 
 import gpubp
 from gpubp import cpu
+from gpubp.benchmarking import benchmarks_module
 from gpubp.cli import options
 from gpubp.errors import GpubpError, SettingError
 
@@ -37,26 +37,6 @@ _QUICK_LEAVES_OUT = dict.fromkeys(
 )
 _OF_REPORTS = ("report", "plot", "compare", "markdown")  # the options that --report heeds
 _BUSY = 0.25  # processes per core that make the figures doubtful
-
-
-def benchmarks_module(name: str) -> ModuleType:
-    """A module of the benchmarks, ``gpubp.benchmarks.<name>``.
-
-    A wheel brings them inside the package; in a checkout they lie beside it and are imported under the same name.
-
-    Raises:
-        GpubpError: They are in neither place.
-    """
-    package = "gpubp.benchmarks"
-    if package not in sys.modules and importlib.util.find_spec(package) is None:
-        folder = Path(gpubp.__file__).resolve().parents[1] / "benchmarks"
-        first = folder / "__init__.py"
-        spec = importlib.util.spec_from_file_location(package, first, submodule_search_locations=[str(folder)])
-        if not first.is_file() or spec is None or spec.loader is None:
-            raise GpubpError(f"this installation has no benchmarks: neither {package} nor {folder}. Reinstall gpubp")
-        sys.modules[package] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return importlib.import_module(f"{package}.{name}")
 
 
 def bench(

@@ -10,7 +10,7 @@ from gpubp.backend import Array
 from gpubp.cuda_kernels.activation import _Launch
 from gpubp.cuda_kernels.elementwise import are_plain
 from gpubp.cuda_kernels.memory import GRID_LIMIT, c_type, is_rows_contiguous, member_stride
-from gpubp.cuda_kernels.tiles import BLOCK_THREADS, BLOCKS, PACK_BYTES, WARP, are_aligned, row_tiles
+from gpubp.cuda_kernels.tiles import BLOCK_THREADS, BLOCKS, WARP, pack_width, row_tiles
 
 ROWS_PER_THREAD = 8
 """Rows that a thread walks at least before a sum is split into one more chunk."""
@@ -107,9 +107,8 @@ def _sum(name: str, matrices: tuple[Array, ...], arguments: tuple[Any, ...]) -> 
     """Launch a kernel that takes two sums of each chunk."""
     X = matrices[0]
     E, _, n = _sizes(X)
-    pack = PACK_BYTES // X.itemsize
     across, width, height = row_tiles(n, X.itemsize)
-    W = pack if n % pack == 0 and are_aligned(*matrices) else 1
+    W = pack_width(*matrices, step=n)
     grid = across, min(chunks(X.shape), GRID_LIMIT), min(E, GRID_LIMIT)
     cuda.launch("batch_norm", f"{name}<{c_type(X.dtype, name)}, {W}>", grid, (width, height), (*matrices, *arguments))
 

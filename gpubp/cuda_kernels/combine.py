@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gpubp import cuda
 from gpubp.backend import Array
-from gpubp.cuda_kernels.losses import BLOCK_THREADS, is_packed
 from gpubp.cuda_kernels.memory import C_TYPES, GRID_LIMIT, are_rows_in_order, c_type, member_stride
+from gpubp.cuda_kernels.tiles import BLOCK_THREADS, pack_width
 
 BLOCKS = 4096
 """Most blocks along a row; the kernel loops over what is beyond."""
@@ -26,10 +26,9 @@ def combine(out: Array, kept: float, X: Array, factor: float) -> Array:
     as_rows = out.ndim == 2 and not (out.flags.c_contiguous and X.flags.c_contiguous)
     E, P = out.shape if as_rows else (1, out.size)
     pitches = (member_stride(out), member_stride(X)) if as_rows else (0, 0)
-    packed = is_packed(pitches[0], out) and is_packed(pitches[1], X)
-    blocks = -(-P * (out.itemsize if packed else 16) // (16 * BLOCK_THREADS))
+    W = min(pack_width(out, step=pitches[0]), pack_width(X, step=pitches[1]))
     scalar = out.dtype.type
-    arguments = (out, X, E, P, *pitches, int(packed), scalar(kept), scalar(factor))
-    kernel = f"combine<{c_type(out.dtype, 'combine')}>"
-    cuda.launch("combine", kernel, (min(blocks, BLOCKS), min(E, GRID_LIMIT), 1), (BLOCK_THREADS, 1), arguments)
+    grid = min(-(-P // (W * BLOCK_THREADS)), BLOCKS), min(E, GRID_LIMIT), 1
+    arguments = (out, X, E, P, *pitches, scalar(kept), scalar(factor))
+    cuda.launch("combine", f"combine<{c_type(out.dtype, 'combine')}, {W}>", grid, (BLOCK_THREADS, 1), arguments)
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpubp import cuda
 from gpubp.backend import Array
 from gpubp.cuda_kernels.memory import C_TYPES, c_type
-from gpubp.cuda_kernels.tiles import BLOCK_THREADS, BLOCKS, IN_FLIGHT, PACK_BYTES, are_aligned
+from gpubp.cuda_kernels.tiles import BLOCK_THREADS, BLOCKS, IN_FLIGHT, PACK_BYTES, pack_width
 
 
 def takes(A: Array, B: Array, out: Array) -> bool:
@@ -37,8 +37,7 @@ def multiply(A: Array, B: Array, out: Array) -> Array:
 
 def _launched(name: str, A: Array, B: Array, out: Array) -> Array:
     if out.size:
-        W = PACK_BYTES // out.itemsize if are_aligned(A, B, out) else 1
-        kernel = f"{name}<{c_type(out.dtype, name)}, {W}>"
+        kernel = f"{name}<{c_type(out.dtype, name)}, {pack_width(A, B, out)}>"
         grid = grid_of(out.size, out.itemsize)
         cuda.launch("elementwise", kernel, grid, (BLOCK_THREADS, 1), (A, B, out, out.size))
     return out

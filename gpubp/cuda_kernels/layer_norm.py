@@ -7,7 +7,7 @@ from typing import Any
 
 from gpubp import cuda
 from gpubp.backend import Array, array_module
-from gpubp.cuda_kernels.losses import BLOCK_THREADS, is_packed, lanes
+from gpubp.cuda_kernels.losses import row_block
 from gpubp.cuda_kernels.memory import (
     GRID_LIMIT,
     c_type,
@@ -18,6 +18,7 @@ from gpubp.cuda_kernels.memory import (
     rows_contiguous,
 )
 from gpubp.cuda_kernels.softmax import blocks
+from gpubp.cuda_kernels.tiles import pack_width
 
 
 def takes(Y: Array, rows: tuple[Array, ...], X: Array, other: Array) -> bool:
@@ -72,10 +73,10 @@ def _launch(
     full = matrices[1]
     if full.size:
         *members, N, n = full.shape
-        E, width = math.prod(members), lanes(n)
-        name, grid = f"{kernel}<{c_type(full.dtype, kernel)}>", (blocks(N, width), min(E, GRID_LIMIT), 1)
-        sizes = (E, N, n, *strides, width, int(is_packed(n, *matrices)))
-        cuda.launch("layer_norm", name, grid, (BLOCK_THREADS, 1), (*arrays, *sizes, *more))
+        E, block = math.prod(members), row_block(n)
+        name = f"{kernel}<{c_type(full.dtype, kernel)}, {pack_width(*matrices, step=n)}>"
+        grid = blocks(N, block), min(E, GRID_LIMIT), 1
+        cuda.launch("layer_norm", name, grid, block, (*arrays, E, N, n, *strides, *more))
     return full
 
 

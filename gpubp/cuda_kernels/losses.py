@@ -10,22 +10,15 @@ import numpy as np
 from gpubp import cuda
 from gpubp.backend import Array, array_module
 from gpubp.cuda_kernels.memory import GRID_LIMIT, c_type, check_written, pointer, readable
+from gpubp.cuda_kernels.tiles import BLOCK_THREADS, BLOCKS, WARP, pack_width
 from gpubp.errors import ShapeError
 
-BLOCK_THREADS = 256
-"""Threads of a CUDA block; ``MAX_THREADS`` of ``kernels/common.cuh``."""
-WARP_LANES = 32
-"""Threads of a warp: as many work on one row of scores at most, ..."""
 BLOCK_CLASSES = 2048
-"""... up to so many classes; beyond, the whole block does."""
+"""Most numbers of a row that a warp works on; beyond, the whole block does."""
 CLASSES_PER_LANE = 4
-"""Scores of a row that a thread has at least: with fewer classes than a warp could share, a warp has several rows."""
+"""Numbers of a row that a thread has at least: with fewer than a warp could share, a warp has several rows."""
 ELEMENTS_PER_THREAD = 4
 """Outputs that a thread walks at least before a sum of elementwise losses is split into one more chunk."""
-BLOCKS = 1024
-"""Blocks after which a sum is split no further: about eight for each multiprocessor of a large card."""
-PACK_BYTES = 16
-"""What a thread reads at once where rows begin at multiples of it."""
 
 
 def takes(Y: Array, T: Array, sample_weight: Array | None, heads: int = 1) -> bool:
@@ -33,11 +26,12 @@ def takes(Y: Array, T: Array, sample_weight: Array | None, heads: int = 1) -> bo
     return True
 
 
-def lanes(K: int) -> int:
-    """How many threads work on a row of K scores."""
-    if K > BLOCK_CLASSES:
-        return BLOCK_THREADS
-    return min(WARP_LANES, 1 << max(0, -(-K // CLASSES_PER_LANE) - 1).bit_length())
+def row_block(K: int) -> tuple[int, int]:
+    """How many threads work on a row of K numbers, and on how many rows a block does."""
+    threads = (
+        min(WARP, 1 << max(0, -(-K // CLASSES_PER_LANE) - 1).bit_length()) if K <= BLOCK_CLASSES else BLOCK_THREADS
+    )
+    return threads, BLOCK_THREADS // threads
 
 
 def chunks(members: int, blocks: int, most: int) -> int:
@@ -51,12 +45,9 @@ def chunks(members: int, blocks: int, most: int) -> int:
     return max(1, min(blocks, BLOCKS // max(1, members), most))
 
 
-def is_packed(step: int, *arrays: Array | None) -> bool:
-    """Whether all arrays, and what lies `step` elements further in each, begin at multiples of `PACK_BYTES`."""
-    return all(
-        array is None or (array.data.ptr % PACK_BYTES == 0 and step * array.itemsize % PACK_BYTES == 0)
-        for array in arrays
-    )
+def chunk_of(size: int, C: int, W: int = 1) -> int:
+    """How many of `size` numbers each of C chunks has: whole packs of W."""
+    return -(-size // (C * W)) * W
 
 
 def softmax_cross_entropy(
@@ -78,24 +69,24 @@ def softmax_cross_entropy(
         ShapeError: The arrays do not fit each other, or one that is written is not contiguous.
     """
     N, K = Y.shape[-2:]
-    E, width = math.prod(Y.shape[:-2]), lanes(K)
+    E, block = math.prod(Y.shape[:-2]), row_block(K)
     Y, sample_weight = _read(Y, sample_weight)
     if T.dtype.kind in "iu":
         T = T if T.dtype == np.int64 else T.astype(np.int64)
         T = _shared_or_own("T", T, Y.shape[:-1], np.int64)
-        targets, classes, T_stride, packed = None, T, N if T.ndim > 1 else 0, is_packed(K, Y, out["dL_dY"])
+        targets, classes, T_stride, W = None, T, N if T.ndim > 1 else 0, pack_width(Y, out["dL_dY"], step=K)
     else:
         T = _shared_or_own("T", T, Y.shape, Y.dtype)
-        targets, classes, T_stride, packed = T, None, N * K if T.ndim > 2 else 0, is_packed(K, Y, out["dL_dY"], T)
+        targets, classes, T_stride, W = T, None, N * K if T.ndim > 2 else 0, pack_width(Y, out["dL_dY"], T, step=K)
     class_weight, share = settings
     if class_weight is not None:
         class_weight = readable(array_module(Y), "class_weight", class_weight, (K,), Y.dtype)
-    C = chunks(E, -(-N // (BLOCK_THREADS // width)), N)
+    C = chunks(E, -(-N // block[1]), N)
     arguments = (Y, pointer(targets), pointer(classes), pointer(sample_weight))
     real = Y.dtype.type
-    sizes = (E, N, K, C, T_stride, _weight_stride(sample_weight), width, int(packed), pointer(class_weight))
-    kernel = f"softmax_cross_entropy<{c_type(Y.dtype, 'a loss')}>"
-    return _launch(kernel, Y, arguments, (*sizes, real(1 - share), real(share / max(1, K))), out, C)
+    sizes = (E, N, K, C, chunk_of(N, C), T_stride, _weight_stride(sample_weight), pointer(class_weight))
+    kernel = f"softmax_cross_entropy<{c_type(Y.dtype, 'a loss')}, {W}>"
+    return _launch(kernel, Y, arguments, (*sizes, real(1 - share), real(share / max(1, K))), out, C, block)
 
 
 def elementwise_loss(
@@ -113,8 +104,8 @@ def elementwise_loss(
         Y: (..., N, K).
         T: (N, M) or (..., N, M), where K is a multiple of M: output k has the target ``k % M``.
         sample_weight: (N,) or (..., N); None for none.
-        settings: The functor's parameters; the first one for each of as many equal parts of a row of outputs, instead
-            of one for all, or None; K / M; and whether a NaN among the targets costs nothing.
+        settings: The functor's parameters; the first one for each output or each K / M of them, instead of one for
+            all, or None; K / M; and whether a NaN among the targets costs nothing.
         out: As for `softmax_cross_entropy`.
 
     Returns:
@@ -130,13 +121,14 @@ def elementwise_loss(
     T = _shared_or_own("T", T, (*Y.shape[:-1], M), Y.dtype)
     own = T.ndim > 2
     C = chunks(E, -(-size // (BLOCK_THREADS * ELEMENTS_PER_THREAD)), N)
-    packed = is_packed(size if E > 1 else 0, Y, out["dL_dY"]) and is_packed(size if E > 1 and own else 0, T)
-    real, parts = Y.dtype.type, 1 if each is None else len(each)
-    if K % parts or M * heads != K:
+    W = min(pack_width(Y, out["dL_dY"], step=size if E > 1 else 0), pack_width(T, step=size if E > 1 and own else 0))
+    real, parts = Y.dtype.type, heads if each is None else len(each)
+    if parts not in (heads, K) or M * heads != K:
         raise ShapeError(f"{functor} has {parts} parameters and {heads} outputs for a target, but {K} outputs")
-    sizes = (E, N, K, C, N * M if own else 0, _weight_stride(sample_weight), int(packed))
-    more = (M, int(allow_missing), pointer(each), parts, real(first), real(second))
-    kernel = f"elementwise_loss<{functor}<{c_type(Y.dtype, 'a loss')}>>"
+    sizes = (E, N, heads, M, C, chunk_of(size, C, W), N * M if own else 0, _weight_stride(sample_weight))
+    strides = (1, 0) if parts == heads else (M, 1)
+    more = (int(allow_missing), pointer(each), *strides, real(first), real(second))
+    kernel = f"elementwise_loss<{functor}<{c_type(Y.dtype, 'a loss')}>, {W}>"
     return _launch(kernel, Y, (Y, T, pointer(sample_weight)), (*sizes, *more), out, C)
 
 
@@ -158,9 +150,9 @@ def pair_loss(
     T = _shared_or_own("T", T, (*Y.shape[:-1], M), Y.dtype)
     C = chunks(E, -(-N * M // (BLOCK_THREADS * ELEMENTS_PER_THREAD)), N)
     T_stride, real = N * M if T.ndim > 2 else 0, Y.dtype.type
-    sizes = (E, N, M, C, T_stride, _weight_stride(sample_weight), int(allow_missing), real(first), real(second))
+    sizes = (E, N, M, C, chunk_of(N * M, C), T_stride, _weight_stride(sample_weight), int(allow_missing))
     kernel = f"pair_loss<{functor}<{c_type(Y.dtype, 'a loss')}>>"
-    return _launch(kernel, Y, (Y, T, pointer(sample_weight)), sizes, out, C)
+    return _launch(kernel, Y, (Y, T, pointer(sample_weight)), (*sizes, real(first), real(second)), out, C)
 
 
 def _read(Y: Array, sample_weight: Array | None) -> tuple[Array, Array | None]:
@@ -185,7 +177,13 @@ def _weight_stride(sample_weight: Array | None) -> int:
 
 
 def _launch(
-    kernel: str, Y: Array, arguments: tuple[object, ...], sizes: tuple[object, ...], out: Mapping[str, Array], C: int
+    kernel: str,
+    Y: Array,
+    arguments: tuple[object, ...],
+    sizes: tuple[object, ...],
+    out: Mapping[str, Array],
+    C: int,
+    block: tuple[int, int] = (BLOCK_THREADS, 1),
 ) -> Array:
     """Launch a kernel of a loss with C chunks, and add them up."""
     dL_dY, L, losses = out["dL_dY"], out["L"], out["losses"]
@@ -196,7 +194,7 @@ def _launch(
         # A single chunk has nothing to add up: its sum goes to L at once.
         sums = L if C == 1 else losses
         grid = (C, min(L.size, GRID_LIMIT), 1)
-        cuda.launch("losses", kernel, grid, (BLOCK_THREADS, 1), (*arguments, dL_dY, sums, *sizes))
+        cuda.launch("losses", kernel, grid, block, (*arguments, dL_dY, sums, *sizes))
         if C > 1:
             add_up(losses, L, C)
     return L

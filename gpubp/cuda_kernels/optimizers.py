@@ -9,18 +9,13 @@ import numpy as np
 
 from gpubp import cuda
 from gpubp.backend import Array, array_module
-from gpubp.cuda_kernels.losses import chunks, is_packed
+from gpubp.cuda_kernels.losses import chunk_of, chunks
 from gpubp.cuda_kernels.memory import C_TYPES, GRID_LIMIT, are_rows_in_order, member_stride, pointer
+from gpubp.cuda_kernels.tiles import BLOCK_THREADS, PACK_BYTES, WARP, pack_width
 
-BLOCK_THREADS = 256
-"""Threads of a CUDA block."""
-WARP = 32
-"""Threads that exchange numbers without a barrier."""
 BLOCKS = 1024
 """Blocks along the rows and over the members together after which a thread takes more than one pack: about as many as
 a large card runs at once."""
-PACK_BYTES = 16
-"""What a thread loads at once; ``PACK`` of ``kernels/sums.cuh``."""
 SQUARES_PER_THREAD = 8
 """Numbers that a thread squares at least before a sum of squares is split into one more chunk."""
 MOST_STEPS = 32
@@ -90,9 +85,9 @@ class Update:
             xp = array_module(gradient)
             self._factors, self._squares = xp.empty(E, gradient.dtype), xp.empty((E, C), np.float64)
         grid = C, min(E, GRID_LIMIT), 1
-        packed = int(is_packed(pitch if E > 1 else 0, gradient))
-        arguments: tuple[Any, ...] = (gradient, self._squares, E, P, pitch, C, packed)
-        cuda.launch("optimizers", f"squares<{self._c_type}>", grid, _warps(P), arguments)
+        W = pack_width(gradient, step=pitch if E > 1 else 0)
+        arguments: tuple[Any, ...] = (gradient, self._squares, E, P, pitch, C, chunk_of(P, C, W))
+        cuda.launch("optimizers", f"squares<{self._c_type}, {W}>", grid, _warps(P), arguments)
         arguments = (self._squares, self._factors, E, C, np.float64(norm))
         cuda.launch("optimizers", f"clip_factors<{self._c_type}>", (min(E, BLOCKS), 1, 1), _warps(C), arguments)
 

@@ -6,7 +6,7 @@ import math
 
 from gpubp import cuda
 from gpubp.backend import Array, array_module
-from gpubp.cuda_kernels.losses import BLOCK_THREADS, add_up, chunks, is_packed
+from gpubp.cuda_kernels.losses import add_up, chunk_of, chunks
 from gpubp.cuda_kernels.memory import (
     GRID_LIMIT,
     c_type,
@@ -17,6 +17,7 @@ from gpubp.cuda_kernels.memory import (
     pointer,
     rows_contiguous,
 )
+from gpubp.cuda_kernels.tiles import BLOCK_THREADS, pack_width
 from gpubp.errors import ShapeError
 
 WEIGHTS_PER_THREAD = 8
@@ -52,15 +53,19 @@ def add_l2(W: Array, alpha: float, dL_dW: Array | None, L: Array, scratch: Array
     if C > 1:
         check_written("scratch", scratch, sums_shape, dtype)
     strides = member_stride(W), member_stride(dL_dW)
-    packed = is_packed(strides[0] if E > 1 else 0, W) and is_packed(strides[1] if E > 1 else 0, dL_dW)
+    width = min(
+        pack_width(array, step=stride if E > 1 else 0)
+        for array, stride in zip((W, dL_dW), strides, strict=True)
+        if array is not None
+    )
     # A single chunk has nothing to add up: its sum goes onto L at once.
     sums, onto = (L, 1) if C == 1 else (scratch, 0)
     cuda.launch(
         "penalty",
-        f"add_l2<{c_type(dtype, 'the penalty')}>",
+        f"add_l2<{c_type(dtype, 'the penalty')}, {width}>",
         (C, min(E, GRID_LIMIT), 1),
         (BLOCK_THREADS, 1),
-        (W, pointer(dL_dW), sums, E, P, C, *strides, onto, int(packed), dtype.type(alpha)),
+        (W, pointer(dL_dW), sums, E, P, C, chunk_of(P, C, width), *strides, onto, dtype.type(alpha)),
     )
     if C > 1:
         add_up(scratch, L, C, onto=True)

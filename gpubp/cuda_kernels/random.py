@@ -7,7 +7,7 @@ import numpy as np
 from gpubp import cuda
 from gpubp.backend import Array
 from gpubp.cuda_kernels.memory import C_TYPES, c_type
-from gpubp.cuda_kernels.tiles import BLOCK_THREADS, BLOCKS, IN_FLIGHT, PACK_BYTES, are_aligned
+from gpubp.cuda_kernels.tiles import BLOCK_THREADS, BLOCKS, IN_FLIGHT, PACK_BYTES, pack_width
 
 
 def takes(out: Array, draw: Array) -> bool:
@@ -18,9 +18,8 @@ def takes(out: Array, draw: Array) -> bool:
 def uniform(out: Array, seed: int, draw: Array, offset: int) -> Array:
     """Launch; see `gpubp.ops.random.uniform`."""
     if out.size:
-        pack = PACK_BYTES // out.itemsize
-        kernel = f"uniform<{c_type(out.dtype, 'uniform')}, {pack if are_aligned(out) else 1}>"
-        blocks = -(-out.size // (pack * BLOCK_THREADS))
+        kernel = f"uniform<{c_type(out.dtype, 'uniform')}, {pack_width(out)}>"
+        blocks = -(-out.size * out.itemsize // (PACK_BYTES * BLOCK_THREADS))
         grid = min(blocks, max(BLOCKS, -(-blocks // IN_FLIGHT))), 1, 1
         cuda.launch("random", kernel, grid, (BLOCK_THREADS, 1), (out, draw, out.size, np.uint64(seed), offset))
     return out

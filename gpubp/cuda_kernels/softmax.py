@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from gpubp import cuda
 from gpubp.backend import Array, array_module
-from gpubp.cuda_kernels.losses import BLOCK_THREADS, is_packed, lanes
+from gpubp.cuda_kernels.losses import row_block
 from gpubp.cuda_kernels.memory import c_type, check_written, readable
+from gpubp.cuda_kernels.tiles import pack_width
 
 BLOCKS = 4096
 """Most blocks along x; the kernels loop over what is beyond."""
@@ -33,13 +34,12 @@ def _launch(kernel: str, arrays: tuple[Array, ...], name: str, out: Array) -> Ar
     check_written(name, out, out.shape, out.dtype)
     if out.size:
         n = out.shape[-1]
-        rows, width = out.size // n, lanes(n)
-        typed, grid = f"{kernel}<{c_type(out.dtype, kernel)}>", (blocks(rows, width), 1, 1)
-        sizes = (rows, n, width, int(is_packed(n, *arrays, out)))
-        cuda.launch("softmax", typed, grid, (BLOCK_THREADS, 1), (*arrays, out, *sizes))
+        rows, block = out.size // n, row_block(n)
+        typed = f"{kernel}<{c_type(out.dtype, kernel)}, {pack_width(*arrays, out, step=n)}>"
+        cuda.launch("softmax", typed, (blocks(rows, block), 1, 1), block, (*arrays, out, rows, n))
     return out
 
 
-def blocks(rows: int, width: int) -> int:
-    """Blocks along x for so many rows, each with so many threads."""
-    return min(-(-rows // (BLOCK_THREADS // width)), BLOCKS)
+def blocks(rows: int, block: tuple[int, int]) -> int:
+    """Blocks along x for so many rows, each of which has those of the threads along x."""
+    return min(-(-rows // block[1]), BLOCKS)

@@ -58,6 +58,16 @@ def blocks_down(bands: int, height: int, others: int) -> int:
     return min(GRID_LIMIT, max(1, min(blocks, max(BLOCKS // max(1, others), -(-blocks // IN_FLIGHT)))))
 
 
+def pack_width(*arrays: Array, step: int = 0) -> int:
+    """How many numbers of a dtype a thread reads at once: what the kernels call W.
+
+    They are `PACK_BYTES` of them where all of the arrays, and what lies `step` elements further in each, begin at
+    multiples of that; else one.
+    """
+    pack = PACK_BYTES // int(arrays[0].itemsize)
+    return pack if step % pack == 0 and are_aligned(*arrays) else 1
+
+
 def are_aligned(*arrays: Array, nbytes: int = PACK_BYTES) -> bool:
     """Whether all of these device arrays begin at a multiple of so many bytes."""
     return all(array.data.ptr % nbytes == 0 for array in arrays)

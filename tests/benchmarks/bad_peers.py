@@ -70,6 +70,19 @@ class Crashing(NaiveNumpy):
         return CrashingRun(case, data)
 
 
+class Lost(NaiveNumpy):
+    """Its process can't use the device any more."""
+
+    name = "lost"
+
+    def prepare(self, case: Any, data: Any) -> Run:
+        class LostRun(_Run):
+            def go_wrong(self) -> None:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        return LostRun(case, data)
+
+
 class Hanging(NaiveNumpy):
     name = "hanging"
 
@@ -118,4 +131,6 @@ class Chatty(NaiveNumpy):
         return NaiveRun(case, data)
 
 
-PEERS: list[Peer] = [kind() for kind in (Good, Absent, Broken, Picky, Raising, Crashing, Hanging, Lazy, Hasty, Chatty)]
+PEERS: list[Peer] = [
+    kind() for kind in (Good, Absent, Broken, Picky, Raising, Crashing, Lost, Hanging, Lazy, Hasty, Chatty)
+]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
 import time
+import types
+import weakref
 from pathlib import Path
 from statistics import median
 
@@ -99,14 +102,15 @@ def test_peers_that_go_wrong_are_told_and_the_race_goes_on(pids):
 
 
 def test_a_crash_costs_the_peer_its_cell_and_in_the_end_its_place(pids):
-    found = run(settings(["crashing", "good"], batches=(1, 2, 4)))
-    entries = [cell["peers"]["crashing"] for cell in found["cells"]]
-    assert [entry["failed"] for entry in entries] == [
-        "ended with exit code 3: last words",
-        "ended with exit code 3: last words",
-        "not tried again: ended with exit code 3: last words",
-    ]
-    assert entries[0]["rounds"] == [None, None]
+    words = {
+        "crashing": "ended with exit code 3: last words",
+        "lost": "ended with exit code 1: RuntimeError: CUDA error: an illegal memory access was encountered",
+    }
+    found = run(settings([*words, "good"], batches=(1, 2, 4)))
+    for name, how in words.items():
+        entries = [cell["peers"][name] for cell in found["cells"]]
+        assert [entry["failed"] for entry in entries] == [how, how, f"not tried again: {how}"]
+        assert entries[0]["rounds"] == [None, None]
     assert all(cell["peers"]["good"]["samples_per_second"] for cell in found["cells"])
 
 
@@ -628,3 +632,32 @@ def test_steps_of_a_turn_are_a_multiple_of_the_chunk():
     assert made._steps(0.02) == 24
     made.step_seconds = 10.0
     assert made._steps(0.02) == 8
+
+
+def test_a_worker_gives_the_memory_of_a_gpu_back(monkeypatch):
+    called = []
+
+    def pool(name):
+        return lambda: types.SimpleNamespace(free_all_blocks=lambda: called.append(name))
+
+    cuda = types.SimpleNamespace(is_initialized=lambda: True, empty_cache=lambda: called.append("torch"))
+    cupy = types.SimpleNamespace(
+        get_default_memory_pool=pool("cupy"), get_default_pinned_memory_pool=pool("cupy, pinned")
+    )
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    monkeypatch.setitem(sys.modules, "torch._dynamo", types.SimpleNamespace(reset=lambda: called.append("compiled")))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    (peer,) = (peer for peer in benchmarks_module("peers").all_peers() if peer.name == "gpubp")
+    worker.Worker(peer, "cpu").release()
+    assert called == []
+    there = worker.Worker(peer, "cuda")
+
+    class Held:
+        """A run that holds itself in a cycle."""
+
+    there.run = held = Held()
+    held.itself, gone = held, weakref.ref(held)
+    del held
+    there.release()
+    assert gone() is None
+    assert called == ["compiled", "torch", "cupy", "cupy, pinned"]

@@ -209,6 +209,20 @@ def test_the_same_step_on_a_device(throughput):
     assert on_device.loss() == pytest.approx(on_host.loss(), rel=1e-5)
 
 
+def test_the_products_of_a_step_are_of_its_precision(fake_cupy, throughput):
+    from fake_cupy import cublas as fake
+
+    cells = importlib.import_module("benchmarks.cells")
+    step = throughput.Step(
+        cells.Cell((6, 5, 3), "sgd", "cuda", 4, precision="tf32"), *cells.random_data(8, 6, 3, "cuda")
+    )
+    for part in (step.whole, step.bare):
+        fake.calls.clear()
+        part(1)
+        assert {compute for _, compute in fake.calls} == {fake.ComputeType.COMPUTE_32F_FAST_TF32}
+    assert step.cell.name == "cuda-float32-tf32-6-5-3-sgd-4"
+
+
 def test_recording_leaves_the_library_as_it_was(throughput):
     before = gemm.matmul, plan.gather
     make_step(throughput)

@@ -274,8 +274,8 @@ def get_device() -> int:
     return machine.current_device
 
 
-def event_query(ptr: int) -> int:
-    return Event.known[ptr].query()
+def event_query(event: int) -> int:
+    return Event.known[event].query()
 
 
 class Device:
@@ -471,6 +471,7 @@ class OutOfMemoryError(MemoryError):
 STATUSES = {
     1: ("cudaErrorInvalidValue", "CUDA_ERROR_INVALID_VALUE", "invalid argument"),
     2: ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"),
+    35: ("cudaErrorInsufficientDriver", "", "CUDA driver version is insufficient for CUDA runtime version"),
     101: ("cudaErrorInvalidDevice", "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"),
     401: (
         "cudaErrorIllegalState",

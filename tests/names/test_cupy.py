@@ -18,16 +18,18 @@ import fake_cupy as fake
 import numpy as np
 import pytest
 from fake_cupy.array import signature as signature_of_numpy
+from fake_cupy.driver import STATUSES
 from fake_cupy.names import CONSTANTS, FUNCTIONS, METHODS, SPECIAL_FUNCTIONS, UFUNCS
 from outside import required
 from signatures import misfits, signature
 
-from gpubp.backend import LACKS_TOOLKIT
+from gpubp import faults
 
 cupy = required("cupy", "GPUBP_REQUIRE_CUPY")
 special = required("cupyx.scipy.special", "GPUBP_REQUIRE_CUPY")
 libraries = required("cupy_backends.cuda.libs", "GPUBP_REQUIRE_CUPY")
 softlink = required("cupy_backends.cuda._softlink", "GPUBP_REQUIRE_CUPY")
+runtime = required("cuda.bindings.runtime", "GPUBP_REQUIRE_CUPY")
 pathfinder = required("cuda.pathfinder", "GPUBP_REQUIRE_CUPY")
 ROOT = Path(__file__).resolve().parents[2]
 MADE = ("Device.id", "Stream.ptr", "Event.ptr", "Stream.captured")
@@ -35,7 +37,8 @@ MADE = ("Device.id", "Stream.ptr", "Event.ptr", "Stream.captured")
 OWN = {
     *MADE,
     *(f"Stream.{name}" for name in ("known", "queue", "enqueued", "finished", "freed", "enqueue", "waits_for", "step")),
-    *("Event.stream", "Event.passed", "Event.copy", "Graph.nodes"),
+    *(f"Event.{name}" for name in ("known", "stream", "at", "passed", "query", "copy")),
+    *("Stream.now", "Graph.nodes"),
 }
 """What the stand-in has for itself."""
 PYTHONS = ("__dict__", "__weakref__", "__getattr__", "__loader__", "__spec__", "__annotations__")
@@ -164,7 +167,13 @@ def test_what_the_sources_use():
         found |= uses.found
         wrong += [f"{path.relative_to(ROOT)}, {said}" for said in uses.wrong]
     assert wrong == []
-    assert {"cupy.matmul", "Stream.wait_event", "Event.done", "MemoryPool.total_bytes", "Graph.launch"} <= found
+    assert {
+        "cupy.matmul",
+        "Stream.wait_event",
+        "cupy.cuda.runtime.eventQuery",
+        "MemoryPool.total_bytes",
+        "Graph.launch",
+    } <= found
 
 
 @pytest.mark.parametrize(
@@ -182,14 +191,33 @@ def test_a_wrong_use_is_seen(wrong):
     assert len(Uses(ast.parse(wrong)).wrong) == 1
 
 
-# A part of the CUDA toolkit that is missing: what `gpubp.backend` knows the errors by.
+# What `gpubp.faults` knows errors by.
+
+
+def test_statuses():
+    for status, (name, _, words) in STATUSES.items():
+        error = cupy.cuda.runtime.CUDARuntimeError(status)
+        assert (str(error), error.status) == (f"{name}: {words}", status)
+    known = {int(status): status.name for status in runtime.cudaError_t}
+    assert {*faults.LOST, faults.OUT_OF_MEMORY} <= {*known}
+    assert known[faults.OUT_OF_MEMORY] == "cudaErrorMemoryAllocation"
+
+
+def test_classes_of_errors():
+    for kind in (
+        cupy.cuda.memory.OutOfMemoryError,
+        cupy.cuda.runtime.CUDARuntimeError,
+        cupy.cuda.driver.CUDADriverError,
+    ):
+        assert kind.__name__ in faults._KINDS
+    assert issubclass(cupy.cuda.memory.OutOfMemoryError, MemoryError)
 
 
 def test_errors_for_want_of_a_library(monkeypatch):
     with pytest.raises(RuntimeError) as caught:
         pathfinder.load_nvidia_dynamic_lib("cufftMp")  # which nobody has
     assert isinstance(caught.value, pathfinder.DynamicLibNotFoundError)
-    assert str(caught.value).startswith(LACKS_TOOLKIT)
+    assert faults.lacks_toolkit(caught.value)
 
     def find_nothing(name):
         raise caught.value
@@ -201,7 +229,7 @@ def test_errors_for_want_of_a_library(monkeypatch):
     ):
         with pytest.raises((ImportError, RuntimeError)) as caught_again:
             call()
-        assert str(caught_again.value).startswith(LACKS_TOOLKIT)
+        assert faults.lacks_toolkit(caught_again.value)
 
 
 def test_errors_for_want_of_headers():
@@ -212,7 +240,7 @@ def test_errors_for_want_of_headers():
         "except RuntimeError as error: print(error)"
     )  # in a process of its own: CuPy keeps what it has found
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.startswith(LACKS_TOOLKIT)
+    assert faults.lacks_toolkit(RuntimeError(said))
 
 
 def test_where_libraries_are_found():
