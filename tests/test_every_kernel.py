@@ -80,11 +80,11 @@ class Pool:
 
 @pytest.mark.usefixtures("fake_cupy")
 def test_what_does_not_compile_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = [("combine", "combine<float>"), ("combine", "divide<float>"), ("combine", "combine<double>")]
+    kernels = [*(kernel for kernel in all_kernels() if kernel[0] == "combine"), ("combine", "divide<float>")]
     monkeypatch.setattr(every_kernel, "all_kernels", lambda: kernels)
     assert every_kernel.told(every_kernel.compile_all(Pool())) == 1
     said, wrong = capsys.readouterr().out.split("WRONG: ")
-    assert said.startswith("2 of 3 kernels compiled in ")
+    assert said.startswith(f"{len(kernels) - 1} of {len(kernels)} kernels compiled in ")
     assert wrong.startswith("divide<float>: DeviceError: kernel divide<float> of combine.cu does not compile")
 
 
