@@ -196,6 +196,11 @@ def operations(checks: Checks, place: Place, members: int | None, shape: tuple[i
     penalty.add_l2(W, 0.1, dL_dW, L, penalty.scratch_for(W))
     checks.close(f"penalty of {where}", L, L_host + 0.05 * (W_host**2).sum(axis=-1), 10 * tolerance)
     close("the penalty's gradient", dL_dW, dL_dW_host + 0.1 * W_host)
+    for name, make in OPTIMIZERS.items():
+        (theta, theta_host), (dL_dtheta, dL_dtheta_host) = place.normal(*lead, N * n), place.normal(*lead, N * n)
+        make().update(theta, dL_dtheta, n)
+        make().update(theta_host, dL_dtheta_host, n)
+        checks.close(f"update by {name} of {where}", theta, theta_host, TRAINED[place.dtype])
     draw, (uniform, _) = place.xp.full(1, 3, np.int64), place.empty(*full)
     expected = random.uniform(np.empty(full, place.dtype), 7, np.full(1, 3))
     checks.close(f"uniform of {where}", random.uniform(uniform, 7, draw), expected, 0.0)
@@ -412,7 +417,8 @@ def planted() -> None:
     xp = gpubp.resolve_device("cuda").module
     small, size = xp.zeros(64, np.float32), 1 << 20
     scalars = np.float32(1), np.float32(1)
-    cuda.launch("combine", "combine<float, 1>", (size // 256, 1, 1), (256, 1), (small, small, size, *scalars))
+    arguments = (small, small, 1, size, 0, 0, *scalars)
+    cuda.launch("combine", "combine<float, 1>", (size // 256, 1, 1), (256, 1), arguments)
     xp.cuda.Device().synchronize()
 
 

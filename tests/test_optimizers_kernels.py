@@ -289,7 +289,7 @@ FAULTS = [
         "member(e, rates[0], factors, weight_decay, decayed);\n        const T scaled",
     ),
     ("update_row<2>(step, theta + e * pitch", "update_row<2>(step, theta + e * P"),  # rows that lie apart
-    ("load<V>(dL_dtheta + e * pitch + i", "load<V>(dL_dtheta + e * P + i"),
+    ("load<W>(dL_dtheta + e * pitch + i", "load<W>(dL_dtheta + e * P + i"),
 ]
 
 
