@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from cuda.bindings import nvrtc
 from cuda.core import Program, ProgramOptions
+from cuda_host import replay
 from kernel_names import FUNCTORS, LOSSES, PAIRS, STEMS, TYPES, WIDTHS, all_kernels, kernel_names
 
 import gpubp
@@ -396,83 +397,8 @@ def record_optimizer_launches() -> list[fake.Launch]:
         return fake.machine.launches
 
 
-REPLAY = """
-using Kernel = const char* (*)(const unsigned*, const unsigned*, void**, const size_t*, size_t, bool);
-static const Kernel kernels[] = {KERNELS};
-static const long long words[] = {WORDS};
-int main() {
-    for (bool reverse : {false, true}) {
-        for (const long long* word = words; word < words + sizeof words / sizeof *words;) {
-            const Kernel kernel = kernels[*word++];
-            unsigned grid[3], block[3];
-            for (unsigned& size : grid) size = *word++;
-            for (unsigned& size : block) size = *word++;
-            std::vector<std::vector<char>> buffers;
-            for (long long left = *word++; left > 0; --left) buffers.emplace_back(*word++, char(CONTENT));
-            const size_t count = *word++;
-            std::vector<long long> values;
-            std::vector<void*> arguments;
-            std::vector<size_t> sizes;
-            for (size_t i = 0; i < count; ++i, word += 3) {  // a buffer or -1, an offset in it or bits, bytes
-                values.push_back(word[0] < 0 ? word[1] : (long long)(buffers[word[0]].data() + word[1]));
-                sizes.push_back(word[2]);
-            }
-            for (long long& value : values) arguments.push_back(&value);
-            if (const char* message = kernel(grid, block, arguments.data(), sizes.data(), count, reverse)) {
-                fprintf(stderr, "%s\\n", message);
-                return 2;
-            }
-        }
-    }
-}
-"""
-
-
-def replay_program(launches: list[fake.Launch], source: str, content: int = 0) -> str:
-    """A C++ program that makes these launches, in both orders of threads, on buffers of exactly the same sizes.
-
-    What is launched stands in it as numbers, for the compiler to have little to read.
-    """
-    kernels = list(dict.fromkeys(launch.kernel for launch in launches))
-    words: list[int] = []
-    for launch in launches:
-        dims = [*launch.grid, 1, 1, 1][:3], [*launch.block, 1, 1, 1][:3]
-        owners: dict[int, tuple[int, int]] = {}  # number and bytes of each buffer
-        arguments: list[int] = []
-        for argument in launch.arguments:
-            if isinstance(argument, np.ndarray):
-                owner = argument if argument.base is None else argument.base
-                number, _ = owners.setdefault(id(owner), (len(owners), owner.nbytes))
-                arguments += number, argument.ctypes.data - owner.ctypes.data, 8
-            else:
-                value = np.int64(argument) if isinstance(argument, int) else argument
-                bits = int.from_bytes(value.tobytes().ljust(8, b"\0"), sys.byteorder, signed=True)
-                arguments += -1, bits, value.nbytes
-        sizes = [nbytes for _, nbytes in owners.values()]
-        words += [
-            kernels.index(launch.kernel),
-            *dims[0],
-            *dims[1],
-            len(sizes),
-            *sizes,
-            len(launch.arguments),
-            *arguments,
-        ]
-    calls = [
-        f"[](const unsigned* grid, const unsigned* block, void** arguments, const size_t* sizes, size_t count, bool r)"
-        f" {{ return cuda_host::launch({kernel}, grid, block, arguments, sizes, count, r); }}"
-        for kernel in kernels
-    ]
-    least = -(2**63)  # C++ has no literal for it
-    numbers = [f"{word}" if word != least else f"{word + 1} - 1" for word in words]
-    main = REPLAY.replace("KERNELS", ", ".join(calls)).replace("WORDS", ", ".join(numbers))
-    return "\n".join(['#include "cuda_host.h"', source, main.replace("CONTENT", str(content))])
-
-
-def run_sanitized(program: str) -> Any:
-    path = cuda_host.build(program, *cuda_host.SANITIZERS)
-    environment = {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
-    return subprocess.run([path], capture_output=True, text=True, env=environment, check=False)
+def run_sanitized(launches: list[fake.Launch], source: str, content: int = 0) -> Any:
+    return replay.run(launches, source, replay.OVERRUNS, content=content)
 
 
 SANITIZED = [
@@ -498,8 +424,8 @@ def test_runs_clean_under_sanitizers(record: Any, kernels: set[str], content: in
     assert {launch.kernel.split("<")[0] for launch in launches} == kernels
     for source in dict.fromkeys(launch.source for launch in launches):
         of_source = [launch for launch in launches if launch.source == source]
-        result = run_sanitized(replay_program(of_source, source, content))
-        assert result.returncode == 0, result.stderr
+        result = run_sanitized(of_source, source, content)
+        assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(
@@ -515,7 +441,7 @@ def test_planted_overrun_is_caught(right: str, wrong: str) -> None:
     launches = record_launches()
     source = launches[0].source
     assert source.count(right) == 1
-    result = run_sanitized(replay_program(launches, source.replace(right, wrong)))
+    result = run_sanitized(launches, source.replace(right, wrong))
     assert result.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in result.stderr
 
@@ -533,7 +459,7 @@ def test_planted_overrun_of_a_loss_is_caught(right: str, wrong: str) -> None:
     assert source.count(right) >= 1  # once for each kernel
     of_source = [launch for launch in launches if launch.source == source]
     source = "static float of_none[2];\n" + source.replace(right, wrong)
-    result = run_sanitized(replay_program(of_source, source, -1))
+    result = run_sanitized(of_source, source, -1)
     assert result.returncode != 0
     assert "AddressSanitizer: " in result.stderr or "runtime error: index" in result.stderr
 
@@ -555,7 +481,7 @@ def test_planted_overrun_of_an_update_is_caught(right: str, wrong: str) -> None:
     launches = record_optimizer_launches()
     source = launches[0].source
     assert source.count(right) == 1
-    result = run_sanitized(replay_program(launches, source.replace(right, wrong)))
+    result = run_sanitized(launches, source.replace(right, wrong))
     assert result.returncode != 0
     assert re.search("AddressSanitizer: heap-buffer-overflow|misaligned address", result.stderr)
 
@@ -573,7 +499,7 @@ def test_planted_overrun_of_rows_is_caught(kernel: str, right: str, wrong: str) 
     source = launches[0].source
     assert source.count(right) == 1
     wrong = wrong or re.sub(r"there = .* \? n : 0", "there = n", right)
-    result = run_sanitized(replay_program(launches, source.replace(right, wrong)))
+    result = run_sanitized(launches, source.replace(right, wrong))
     assert result.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in result.stderr
 
@@ -583,7 +509,7 @@ def test_planted_trust_in_an_index_is_caught() -> None:
     right, source = "max(min(index[b], N - 1), Index(0))", launches[0].source
     assert source.count(right) == 1
     for text, clean in ((source, True), (source.replace(right, "index[b] * 1000"), False)):
-        assert (run_sanitized(replay_program(launches, text, -1)).returncode == 0) == clean
+        assert (run_sanitized(launches, text, -1).returncode == 0) == clean
 
 
 def test_planted_undefined_behaviour_is_caught() -> None:
@@ -595,6 +521,7 @@ def test_planted_undefined_behaviour_is_caught() -> None:
             "size_t size = 8; return cuda_host::launch(shift, one, one, arguments, &size, 1, false) != nullptr; }",
         ]
     )
-    result = run_sanitized(program)
+    path = cuda_host.build(program, *replay.OVERRUNS)
+    result = subprocess.run([path], capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert "shift exponent 40" in result.stderr

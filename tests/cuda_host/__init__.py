@@ -22,7 +22,6 @@ import numpy as np
 
 HEADER = Path(__file__).with_name("cuda_host.h")
 FLAGS = ("-std=c++17", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-variable")
-SANITIZERS = ("-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 class CompileError(Exception):

@@ -1,12 +1,18 @@
 // Runs CUDA kernels on the host, for tests: one fiber for each thread of a block, blocks one after the other.
 //
-// A thread runs until it meets a barrier (__syncthreads, __syncwarp, a shuffle), then the next one does. A barrier that
-// some thread of the block (of the warp) never reaches is an error, as is one reached at two places at once. Both
-// orders of running threads and blocks are there: a kernel that misses a barrier shows it in one of them.
+// A thread runs until it meets a barrier (__syncthreads, __syncwarp, a shuffle), then another one does. A barrier that
+// some thread of the block (of the warp) never reaches is an error, as is one reached at two places at once. Threads and
+// blocks run in many orders: a kernel that misses a barrier may show it by its results in one of them.
+//
+// Built with -fsanitize=thread, a missing barrier shows in every order. ThreadSanitizer keeps a clock for each CUDA
+// thread of all blocks of a launch. Only barriers carry what one thread has seen to another, within a block: what two
+// threads write, or one writes and one reads, with no barrier between is a race, whoever came first. A shuffle and a
+// ballot are no such barriers, as CUDA promises no order of memory for them.
 #ifndef CUDA_HOST_H
 #define CUDA_HOST_H
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
 
@@ -18,13 +24,27 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
+#if defined(__SANITIZE_THREAD__)
+#include <linux/futex.h>
+#include <sanitizer/tsan_interface.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <thread>
+#endif
 
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#if defined(__SANITIZE_THREAD__)
+#define __shared__ static thread_local  // each block runs in a thread of the host that is its own
+#define UNSEEN __attribute__((no_sanitize("thread")))
+#else
 #define __shared__ static
+#define UNSEEN
+#endif
 
 struct uint3 {
     unsigned int x, y, z;
@@ -86,27 +106,46 @@ inline float __uint_as_float(unsigned int bits) {
 namespace cuda_host {
 
 constexpr size_t STACK_BYTES = 64 * 1024;
-constexpr unsigned int FULL_MASK = 0xffffffffu;
+constexpr unsigned int FULL_MASK = 0xffffffffu, WARP = 32, MOST_THREADS = 1024, MOST_WARPS = MOST_THREADS / WARP;
 
 struct Barrier {
-    unsigned int size = 0, arrived = 0, passed = 0;
-    int line = 0;
+    unsigned int size, arrived, passed;
+    int line;
+    char clocks[2];  // of even and odd passes, as the first thread may reach it again before the last has left
 };
 
 struct Fiber {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
-    unsigned int thread = 0;  // the thread that it runs
-    bool finished = true;
+    void* clock;          // what ThreadSanitizer calls it
+    unsigned int thread;  // the thread that it runs
+    bool begun, ended;
+    const Barrier* barrier;  // where it waits
+    unsigned int passed;     // how often that had been passed before
 };
 
-static std::vector<Fiber> fibers;
-static Fiber* current;
-static ucontext_t scheduler;
-static std::vector<Barrier> barriers;  // of the warps, then of the block
-static unsigned char shuffled[32][32][8];
-static unsigned int threads, started, ended;
-static bool reversed, progress;
+// Of the block that runs: `line_up` has its threads in the order in which they begin.
+__shared__ Fiber *fibers, *current;
+__shared__ ucontext_t scheduler;
+__shared__ Barrier barriers[MOST_WARPS + 1];  // of the warps, then of the block
+__shared__ unsigned char shuffled[MOST_WARPS][WARP][8];
+__shared__ unsigned int line_up[MOST_THREADS], started, ended;
+
+#if defined(__SANITIZE_THREAD__)
+constexpr bool FIBERS_ARE_SHARED = false;  // by threads, of which one ends before the next one begins
+constexpr unsigned int MOST_FIBERS = 8000; // ThreadSanitizer has names for 8191 at once
+#else
+constexpr bool FIBERS_ARE_SHARED = true;
+constexpr unsigned int MOST_FIBERS = MOST_THREADS;
+#endif
+static Fiber all_fibers[MOST_FIBERS];
+static unsigned int taken;  // fibers, by blocks of this launch
+
+static unsigned int threads, order;
+constexpr int MOST_LINES = 5000;
+static bool reached[MOST_LINES];  // the lines of __syncthreads and __syncwarp that threads came to
+static int removed;               // the line of one that is passed over as if it were not there; 0 for none
+static unsigned long long drawn;
 static const char* error;
 static void (*run_thread)(void*);
 static void* run_argument;
@@ -122,84 +161,199 @@ static size_t scheduler_stack_bytes;
 #define ARRIVE(save, bottom, bytes) (void)0
 #endif
 
-inline void set_thread(unsigned int thread) {
+// ThreadSanitizer must be told of it too, and of what happens before what.
+#if defined(__SANITIZE_THREAD__)
+static char end_mark;
+__shared__ char begin_mark;
+__shared__ void* scheduler_clock;
+#define NEW_CLOCK() __tsan_create_fiber(0)
+#define GO_TO(clock) __tsan_switch_to_fiber(clock, __tsan_switch_to_fiber_no_sync)
+#define RELEASE(mark) __tsan_release(mark)
+#define ACQUIRE(mark) __tsan_acquire(mark)
+extern "C" UNSEEN void __tsan_on_report(void*) { error = "race"; }  // ThreadSanitizer calls it
+#else
+#define NEW_CLOCK() nullptr
+#define GO_TO(clock) (void)0
+#define RELEASE(mark) (void)0
+#define ACQUIRE(mark) (void)0
+#endif
+
+UNSEEN inline void set_thread(unsigned int thread) {
     threadIdx = {thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / (blockDim.x * blockDim.y)};
 }
 
-inline void resume(Fiber& fiber) {
+UNSEEN inline unsigned int draw(unsigned int below) {
+    drawn = drawn * 6364136223846793005u + 1442695040888963407u;
+    return (drawn >> 33) % below;
+}
+
+// The numbers from 0 to `count` - 1, in the order of this launch.
+UNSEEN inline void arrange(unsigned int* numbers, unsigned int count) {
+    for (unsigned int i = 0; i < count; ++i) numbers[i] = order == 1 ? count - 1 - i : i;
+    for (unsigned int i = count; order > 1 && i > 1; --i) {
+        const unsigned int other = draw(i), number = numbers[i - 1];
+        numbers[i - 1] = numbers[other];
+        numbers[other] = number;
+    }
+}
+
+UNSEEN inline void resume(Fiber& fiber) {
     current = &fiber;
     set_thread(fiber.thread);
     [[maybe_unused]] void* fake_stack = nullptr;
     LEAVE(&fake_stack, fiber.stack.get(), STACK_BYTES);
+    GO_TO(fiber.clock);
     swapcontext(&scheduler, &fiber.context);
     ARRIVE(fake_stack, nullptr, nullptr);
 }
 
-inline void yield() {
+UNSEEN inline void yield() {
     Fiber* self = current;
     [[maybe_unused]] void* fake_stack = nullptr;
     LEAVE(&fake_stack, scheduler_stack, scheduler_stack_bytes);
+    GO_TO(scheduler_clock);
     swapcontext(&self->context, &scheduler);
     ARRIVE(fake_stack, nullptr, nullptr);
 }
 
 // A fiber whose thread ends without a barrier takes the next thread that has not started: no switch, no new stack.
-inline void fiber_main() {
+UNSEEN inline void fiber_main() {
     ARRIVE(nullptr, &scheduler_stack, &scheduler_stack_bytes);
+    ACQUIRE(&begin_mark);
     Fiber* self = current;
-    while (started < threads) {
-        const unsigned int position = started++;
-        self->thread = reversed ? threads - 1 - position : position;
+    do {
+        self->thread = line_up[started++];
         set_thread(self->thread);
         run_thread(run_argument);
         ++ended;
-        progress = true;
-    }
-    self->finished = true;
+    } while (FIBERS_ARE_SHARED && started < threads);
+    self->ended = true;
+    RELEASE(&end_mark);
     LEAVE(nullptr, scheduler_stack, scheduler_stack_bytes);
+    GO_TO(scheduler_clock);
     setcontext(&scheduler);
 }
 
-inline void wait(Barrier& barrier, int line) {
+UNSEEN inline bool can_go_on(const Fiber& fiber) {
+    if (!fiber.begun) return started < threads;
+    return !fiber.ended && (!fiber.barrier || fiber.barrier->passed != fiber.passed);
+}
+
+UNSEEN inline void begin(Fiber& fiber) {
+    if (!fiber.stack) {
+        fiber.stack.reset(new char[STACK_BYTES]);
+        fiber.clock = NEW_CLOCK();
+    }
+    fiber.begun = true;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = STACK_BYTES;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, fiber_main, 0);
+    RELEASE(&begin_mark);
+}
+
+UNSEEN inline void wait(Barrier& barrier, int line, bool orders_memory) {
+    if (orders_memory) reached[line % MOST_LINES] = true;
+    if (line == removed) return;
     if (barrier.arrived > 0 && barrier.line != line) error = "threads wait at two different barriers";
     barrier.line = line;
-    const unsigned int passed = barrier.passed;
+    current->barrier = &barrier;
+    current->passed = barrier.passed;
+    [[maybe_unused]] char* const clock = &barrier.clocks[barrier.passed % 2];
+    if (orders_memory) RELEASE(clock);
     if (++barrier.arrived == barrier.size) {
         barrier.arrived = 0;
         ++barrier.passed;
-        progress = true;
-    } else {
-        while (barrier.passed == passed) yield();
+    }
+    if (barrier.arrived > 0 || order > 1) yield();  // at random, the last one to come need not be the first to leave
+    if (orders_memory) ACQUIRE(clock);
+}
+
+// Line the threads up; the fiber at each place of the line takes the thread there.
+UNSEEN inline void prepare_block() {
+    for (unsigned int warp = 0; warp < MOST_WARPS; ++warp)
+        barriers[warp] = {min(WARP, threads - WARP * warp), 0, 0, 0, {}};
+    barriers[MOST_WARPS] = {threads, 0, 0, 0, {}};
+    started = ended = 0;
+    if (order < 2 || order % 2 == 0) {
+        arrange(line_up, threads);
+    } else {  // whole warps
+        unsigned int warps[MOST_WARPS], count = 0;
+        arrange(warps, (threads + WARP - 1) / WARP);
+        for (unsigned int i = 0; count < threads; ++i)
+            for (unsigned int thread = WARP * warps[i]; thread < min(WARP * (warps[i] + 1), threads); ++thread)
+                line_up[count++] = thread;
+    }
+    fibers = all_fibers + taken;
+    if (!FIBERS_ARE_SHARED) taken += threads;
+    if (taken > MOST_FIBERS) {
+        error = "more threads than ThreadSanitizer knows";
+        return;
+    }
+    for (unsigned int place = 0; place < threads; ++place) {
+        Fiber& fiber = fibers[place];
+        fiber.begun = fiber.ended = false;
+        fiber.barrier = nullptr;
     }
 }
 
-inline void run_block() {
-    const unsigned int warps = (threads + 31) / 32;
-    barriers.assign(warps + 1, Barrier());
-    for (unsigned int warp = 0; warp < warps; ++warp) barriers[warp].size = min(32u, threads - 32 * warp);
-    barriers[warps].size = threads;
-    started = ended = 0;
-    for (Fiber& fiber : fibers) fiber.finished = true;
-    while (ended < threads && !error) {
-        progress = false;
-        for (Fiber& fiber : fibers) {
-            if (fiber.finished) {
-                if (started == threads) continue;
-                if (!fiber.stack) fiber.stack.reset(new char[STACK_BYTES]);
-                getcontext(&fiber.context);
-                fiber.context.uc_stack.ss_sp = fiber.stack.get();
-                fiber.context.uc_stack.ss_size = STACK_BYTES;
-                fiber.context.uc_link = nullptr;
-                makecontext(&fiber.context, fiber_main, 0);
-                fiber.finished = false;
-                progress = true;
-            }
-            resume(fiber);
-            if (error) return;
+UNSEEN inline void run_block() {
+    prepare_block();
+    for (unsigned int place = threads - 1; ended < threads && !error;) {
+        // In turn; or whoever, at random; or the warp that comes first, as far ahead as barriers let it.
+        place = order < 2 ? (place + 1) % threads : order % 2 == 0 ? draw(threads) : 0;
+        unsigned int tried = 0;
+        for (; tried < threads && !can_go_on(fibers[place]); ++tried) place = (place + 1) % threads;
+        if (tried == threads) {
+            error = "a barrier was not reached by all threads";
+            break;
         }
-        if (!progress) error = "a barrier was not reached by all threads";
+        if (!fibers[place].begun) begin(fibers[place]);
+        resume(fibers[place]);
+    }
+    for (unsigned int place = 0; place < threads && taken <= MOST_FIBERS; ++place) {  // an error leaves some
+        if (fibers[place].ended || !fibers[place].begun) continue;
+        GO_TO(fibers[place].clock);
+        RELEASE(&end_mark);
+        GO_TO(scheduler_clock);
     }
 }
+
+UNSEEN inline void set_block(unsigned int block) {
+    blockIdx = {block % gridDim.x, block / gridDim.x % gridDim.y, block / gridDim.x / gridDim.y};
+}
+
+// Run the blocks of these numbers one after the other.
+#if defined(__SANITIZE_THREAD__)
+UNSEEN inline void host_main(int* done) {  // ThreadSanitizer must not see that a block has waited for another
+    scheduler_clock = __tsan_get_current_fiber();
+    run_block();
+    __atomic_store_n(done, 1, __ATOMIC_RELEASE);
+    syscall(SYS_futex, done, FUTEX_WAKE, 1);
+}
+
+UNSEEN inline void run_blocks(const std::vector<unsigned int>& blocks) {
+    std::vector<std::thread> hosts;
+    for (unsigned int block : blocks) {
+        if (error) break;
+        set_block(block);
+        int done = 0;
+        hosts.emplace_back(host_main, &done);
+        while (!__atomic_load_n(&done, __ATOMIC_ACQUIRE)) syscall(SYS_futex, &done, FUTEX_WAIT, 0, nullptr);
+    }
+    for (std::thread& host : hosts) host.join();
+    ACQUIRE(&end_mark);
+}
+#else
+inline void run_blocks(const std::vector<unsigned int>& blocks) {
+    for (unsigned int block : blocks) {
+        if (error) break;
+        set_block(block);
+        run_block();
+    }
+}
+#endif
 
 template <typename... Parameters, size_t... I>
 void apply(void (*kernel)(Parameters...), void** arguments, std::index_sequence<I...>) {
@@ -207,9 +361,13 @@ void apply(void (*kernel)(Parameters...), void** arguments, std::index_sequence<
 }
 
 // Run a kernel on arguments given as cuLaunchKernel takes them: pointers to values. Returns nullptr or what is wrong.
+//
+// Threads and blocks run in one of these orders: 0 forward, 1 backward, and from 2 on at random, the same for the same
+// number. With even ones whoever can go on is drawn at every barrier. With odd ones a line is drawn, of warps and of
+// blocks, and whoever comes first in it runs as far ahead of all others as barriers allow.
 template <typename... Parameters>
-const char* launch(void (*kernel)(Parameters...), const unsigned int* grid, const unsigned int* block,
-                   void** arguments, const size_t* sizes, size_t count, bool reverse) {
+UNSEEN const char* launch(void (*kernel)(Parameters...), const unsigned int* grid, const unsigned int* block,
+                          void** arguments, const size_t* sizes, size_t count, unsigned int ordered) {
     const size_t expected[] = {sizeof(Parameters)..., 0};
     if (count != sizeof...(Parameters)) return "wrong number of arguments";
     for (size_t i = 0; i < count; ++i)
@@ -217,9 +375,8 @@ const char* launch(void (*kernel)(Parameters...), const unsigned int* grid, cons
     gridDim = dim3(grid[0], grid[1], grid[2]);
     blockDim = dim3(block[0], block[1], block[2]);
     threads = blockDim.x * blockDim.y * blockDim.z;
-    if (threads == 0 || threads > 1024) return "a block has 1 to 1024 threads";
+    if (threads == 0 || threads > MOST_THREADS) return "a block has 1 to 1024 threads";
     if (gridDim.y > 65535 || gridDim.z > 65535) return "a grid has at most 65535 blocks along y and z";
-    if (fibers.size() < threads) fibers = std::vector<Fiber>(threads);
     struct Call {
         void (*kernel)(Parameters...);
         void** arguments;
@@ -229,50 +386,48 @@ const char* launch(void (*kernel)(Parameters...), const unsigned int* grid, cons
         Call* call = static_cast<Call*>(argument);
         apply(call->kernel, call->arguments, std::index_sequence_for<Parameters...>());
     };
-    reversed = reverse;
+    order = ordered;
+    drawn = ordered;
     error = nullptr;
-    const unsigned long long blocks = 1ull * gridDim.x * gridDim.y * gridDim.z;
-    for (unsigned long long position = 0; position < blocks && !error; ++position) {
-        const unsigned long long i = reverse ? blocks - 1 - position : position;
-        blockIdx.x = i % gridDim.x;
-        blockIdx.y = i / gridDim.x % gridDim.y;
-        blockIdx.z = i / gridDim.x / gridDim.y;
-        run_block();
-    }
+    taken = 0;
+    std::vector<unsigned int> blocks(1ull * gridDim.x * gridDim.y * gridDim.z);
+    arrange(blocks.data(), (unsigned int)blocks.size());
+    run_blocks(blocks);
     return error;
 }
 
+UNSEEN inline unsigned int warp() { return current->thread / WARP; }
+UNSEEN inline unsigned int lane() { return current->thread % WARP; }
+
 // The value that the lane `source` of this warp holds; its own where there is no such lane.
 template <typename T>
-T shuffle(unsigned int mask, T value, unsigned int source, int line) {
+UNSEEN T shuffle(unsigned int mask, T value, unsigned int source, int line) {
     static_assert(sizeof(T) <= 8, "shuffles move up to 8 bytes");
     if (mask != FULL_MASK) error = "shuffles are there for whole warps only";
-    const unsigned int warp = current->thread / 32, lane = current->thread % 32;
+    const unsigned int warp = cuda_host::warp(), lane = cuda_host::lane();
     memcpy(shuffled[warp][lane], &value, sizeof(T));
-    wait(barriers[warp], line);
+    wait(barriers[warp], line, false);
     if (source < barriers[warp].size) memcpy(&value, shuffled[warp][source], sizeof(T));
-    wait(barriers[warp], line);
+    wait(barriers[warp], line, false);
     return value;
 }
 
 // A bit for each lane of this warp: whether its condition holds.
-inline unsigned int ballot(unsigned int mask, bool condition, int line) {
+UNSEEN inline unsigned int ballot(unsigned int mask, bool condition, int line) {
     if (mask != FULL_MASK) error = "ballots are there for whole warps only";
-    const unsigned int warp = current->thread / 32;
-    shuffled[warp][current->thread % 32][0] = condition;
-    wait(barriers[warp], line);
+    const unsigned int warp = cuda_host::warp();
+    shuffled[warp][lane()][0] = condition;
+    wait(barriers[warp], line, false);
     unsigned int bits = 0;
     for (unsigned int lane = 0; lane < barriers[warp].size; ++lane) bits |= unsigned(shuffled[warp][lane][0]) << lane;
-    wait(barriers[warp], line);
+    wait(barriers[warp], line, false);
     return bits;
 }
 
-inline unsigned int lane() { return current->thread % 32; }
-
 }  // namespace cuda_host
 
-#define __syncthreads() cuda_host::wait(cuda_host::barriers.back(), __LINE__)
-#define __syncwarp(...) cuda_host::wait(cuda_host::barriers[cuda_host::current->thread / 32], __LINE__)
+#define __syncthreads() cuda_host::wait(cuda_host::barriers[cuda_host::MOST_WARPS], __LINE__, true)
+#define __syncwarp(...) cuda_host::wait(cuda_host::barriers[cuda_host::warp()], __LINE__, true)
 #define __shfl_sync(mask, value, lane) cuda_host::shuffle(mask, value, lane, __LINE__)
 #define __shfl_down_sync(mask, value, by) cuda_host::shuffle(mask, value, cuda_host::lane() + (by), __LINE__)
 #define __ballot_sync(mask, condition) cuda_host::ballot(mask, condition, __LINE__)
