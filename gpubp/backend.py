@@ -21,7 +21,6 @@ import numpy as np
 
 from gpubp import faults
 from gpubp.errors import DataError, DeviceError, OutOfDeviceMemoryError, SettingError
-from gpubp.faults import first_line as _first_line
 
 Array: TypeAlias = Any
 """A ``numpy.ndarray`` or a ``cupy.ndarray``."""
@@ -72,17 +71,17 @@ class Device:
             except Exception as error:
                 if faults.lacks_toolkit(error):
                     cuda = self.module.cuda.runtime.runtimeGetVersion() // 1000
-                    raise DeviceError(faults.without_toolkit(self, error, cuda)) from error
+                    raise DeviceError(faults.missing_toolkit_message(self, error, cuda)) from error
                 if not faults.is_of_cuda(error):
                     raise
                 faults.raise_if_lost(error, self)
                 if faults.is_out_of_memory(error):
                     raise OutOfDeviceMemoryError(
-                        f"{self} has not enough memory ({_first_line(error).rstrip('.')}; {free_bytes(self):,} "
-                        "bytes are free). Use a smaller batch_size or a micro_batch_size, keep the examples on the "
-                        "host with resident=False, or predict with a batch_size"
+                        f"{faults.failure_message(self, error, 'has not enough memory')}; {free_bytes(self):,} bytes "
+                        "are free. Use a smaller batch_size or a micro_batch_size, keep the examples on the host with "
+                        "resident=False, or predict with a batch_size"
                     ) from error
-                raise DeviceError(f"{faults.told(self, error)}. Try again, or use device='cpu'") from error
+                raise DeviceError(f"{faults.failure_message(self, error)}. Try again, or use device='cpu'") from error
 
     def __str__(self) -> str:
         return f"cuda:{self.index}" if self.is_cuda else self.kind
@@ -144,9 +143,8 @@ def why_no_cuda() -> str | None:
     try:
         cupy = _import_cupy()
     except Exception as error:  # a broken CuPy install fails in many ways; all of them mean: no GPU, and here is why
-        return (
-            f"CuPy is installed but can't be imported ({_first_line(error)}). Reinstall one cupy-cuda wheel, only one"
-        )
+        reason = faults.first_line(error)
+        return f"CuPy is installed but can't be imported ({reason}). Reinstall one cupy-cuda wheel, only one"
     if cupy.__version__ == "14.1.0":
         return "CuPy 14.1.0 is installed, which fails beside other packages that use CUDA. Install a later version"
     try:
@@ -154,7 +152,7 @@ def why_no_cuda() -> str | None:
     except cupy.cuda.runtime.CUDARuntimeError as error:
         faults.raise_if_lost(error)
         return (
-            f"CuPy {cupy.__version__} is installed but finds no usable NVIDIA driver ({_first_line(error)}). "
+            f"CuPy {cupy.__version__} is installed but finds no usable NVIDIA driver ({faults.first_line(error)}). "
             "Check that nvidia-smi works, and that its CUDA version is at least that of the CuPy wheel"
         )
     return None if count else f"CuPy {cupy.__version__} is installed but this machine shows no CUDA device"
@@ -271,11 +269,11 @@ def _imported(data: Any, name: str) -> Array:
     if isinstance(data, np.ndarray) or _is_cupy(data):
         return data
     try:
-        if hasattr(data, "__cuda_array_interface__"):
+        if on_cuda := hasattr(data, "__cuda_array_interface__"):
             return _import_cupy().asarray(data)
         if hasattr(data, "__dlpack_device__"):
             kind, _ = data.__dlpack_device__()
-            if kind == _DLPACK_CUDA:
+            if on_cuda := kind == _DLPACK_CUDA:
                 return _import_cupy().from_dlpack(data)
             if kind == _DLPACK_CPU:
                 return np.from_dlpack(data)
@@ -283,5 +281,6 @@ def _imported(data: Any, name: str) -> Array:
     except ImportError as error:
         raise DeviceError(f"{name} is on a CUDA device, but {why_no_cuda()}") from error
     except (BufferError, RuntimeError, TypeError, ValueError) as error:  # a tensor that wants grad, a ragged list
-        faults.raise_if_lost(error)
-        raise DataError(f"{name} can't be read as an array of numbers: {_first_line(error)}") from error
+        if on_cuda:
+            faults.raise_if_lost(error)
+        raise DataError(f"{name} can't be read as an array of numbers: {faults.first_line(error)}") from error

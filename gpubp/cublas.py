@@ -76,9 +76,11 @@ def why_no_handle() -> str | None:
         _spare.setdefault(device, []).append(_bindings().create())
     except (ImportError, OSError, AttributeError) as error:  # of CuPy; of the library, with nvmath-python or without
         reason = f"{error}. To install it: pip install 'gpubp[cuda13x]' (or 'gpubp[cuda12x]')"
-    except Exception as error:  # a capture that was broken off, no memory for a handle: there may be one the next time
+    except Exception as error:
         faults.raise_if_lost(error)
-        return faults.first_line(error)
+        reason = faults.first_line(error)
+        if not faults.lacks_toolkit(error):  # a capture broken off, no memory for a handle: there may be one next time
+            return reason
     else:
         return None
     _failure = cupy, reason

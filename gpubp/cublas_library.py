@@ -79,6 +79,7 @@ class cuBLASError(Exception):  # noqa: N801 - the name that nvmath has for it
 
     def __init__(self, function: str, status: int) -> None:
         super().__init__(f"{function}: CUBLAS_STATUS_{_STATUS.get(status, 'unknown')} ({status})")
+        self.status = status
 
 
 def create() -> int:

@@ -8,6 +8,8 @@ change in a header that the compiler reads from a path.
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import functools
 import logging
 import re
 import threading
@@ -125,7 +127,10 @@ def compile_ahead(kernels: Collection[tuple[str, str]]) -> None:
 
     pool = futures.ThreadPoolExecutor(thread_name_prefix="gpubp-compile")
     try:
-        running = [pool.submit(compile_one, *kernel) for kernel in missing]
+        # An error says what was being done, in this thread too.
+        running = [
+            pool.submit(contextvars.copy_context().run, functools.partial(compile_one, *kernel)) for kernel in missing
+        ]
         if futures.wait(running, timeout=ANNOUNCED_AFTER).not_done:
             names = ", ".join(sorted({kernel.partition("<")[0] for _, kernel in missing}))
             # A warning, as nothing below that level is seen where no logging is set up.

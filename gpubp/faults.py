@@ -17,10 +17,14 @@ from gpubp.errors import DeviceLostError
 LOST = frozenset({226, 700, 702, 710, *range(714, 720), 721, 810, 911})
 """Values of cudaError_t, and of CUresult, after which all that follows fails until the process is started anew."""
 OUT_OF_MEMORY = 2
+"""What CUDA calls a lack of memory."""
+ALLOC_FAILED = 3
+"""What cuBLAS calls it."""
 LACKS_TOOLKIT = ("Failed to find CUDA headers", "Failure finding", "CuPy failed to load")
 """How errors of CuPy and cuda-pathfinder begin when a part of CUDA is missing; they are of no class of their own."""
 
-_KINDS = {"OutOfMemoryError", "CUDARuntimeError", "CUDADriverError", "CUBLASError", "cuBLASError"}
+_CUBLAS = {"CUBLASError", "cuBLASError"}
+_KINDS = {"OutOfMemoryError", "CUDARuntimeError", "CUDADriverError", "CompileException", "NVRTCError", *_CUBLAS}
 
 _doing: ContextVar[tuple[str, ...]] = ContextVar("doing", default=())
 
@@ -45,7 +49,7 @@ def lacks_toolkit(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | ImportError) and str(error).startswith(LACKS_TOOLKIT)
 
 
-def without_toolkit(device: object, error: BaseException, cuda: int) -> str:
+def missing_toolkit_message(device: object, error: BaseException, cuda: int) -> str:
     """What is missing of this version of CUDA, with the way out."""
     what = re.split("[.:] ", first_line(error))[0]
     return (
@@ -56,14 +60,15 @@ def without_toolkit(device: object, error: BaseException, cuda: int) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says that there is no memory left: CuPy's pool, or a call of CUDA."""
-    return isinstance(error, MemoryError) or getattr(error, "status", None) == OUT_OF_MEMORY
+    """Whether it says that there is no memory left: CuPy's pool, a call of CUDA, or one of cuBLAS."""
+    lack = ALLOC_FAILED if type(error).__name__ in _CUBLAS else OUT_OF_MEMORY
+    return isinstance(error, MemoryError) or getattr(error, "status", None) == lack
 
 
-def told(device: object, error: BaseException) -> str:
+def failure_message(device: object, error: BaseException, what: str = "failed") -> str:
     """The device, what was being done, and the first line of the error."""
     during = f" while {', '.join(_doing.get())}" if _doing.get() else ""
-    return f"{device} failed{during} ({first_line(error)})"
+    return f"{device} {what}{during} ({first_line(error)})"
 
 
 def first_line(error: BaseException) -> str:
@@ -87,5 +92,5 @@ def raise_if_lost(error: BaseException, device: object = "the CUDA device") -> N
     # cuBLAS, and whoever tripped over the consequences, do not know. The query gives the status as it is.
     if lost or (cupy is not None and cupy.cuda.runtime.streamQuery(0) in LOST):
         raise DeviceLostError(
-            f"{told(device, error)}. The device is lost to this process, which has to be restarted"
+            f"{failure_message(device, error)}. The device is lost to this process, which has to be restarted"
         ) from error

@@ -14,7 +14,8 @@ from gpubp.buffers import Shape
 
 ROW_BYTES = 16
 """On a device each row of a stack's theta begins at a multiple of this: what a thread, or a kernel of a matrix product,
-reads at once. The padding behind a row is no part of theta, and nobody reads or writes it."""
+reads at once. So rows may lie apart there, and theta is not contiguous. The padding behind a row is no part of theta,
+is zero, and stays so. ``theta.base`` is theta with it, in one piece."""
 
 
 def zeros_like(theta: Array) -> Array:

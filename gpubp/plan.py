@@ -83,6 +83,7 @@ class StepPlan:
         self._minibatches: dict[tuple[Any, ...], list[Array]] = {}  # and views of it, for each number of examples
         self._recordings: dict[tuple[Any, ...], tuple[tuple[Any, ...], Recording | None]] = {}
         self._warm: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self._compiled: set[tuple[Any, ...]] = set()  # kinds of steps whose kernels are
         self.why_not_captured: str | None = None
         """Why steps on a CUDA device are launched one by one; None where they are captured, or have not been yet."""
 
@@ -227,6 +228,8 @@ class StepPlan:
             losses = network.device.module.empty((S, *lead), network.dtype)
             with cuda.ordered(self._stream, self._event) if network.device.is_cuda else contextlib.nullcontext():
                 done = 0
+                if network.device.is_cuda and S:
+                    self._compile_ahead(data, index[0], optimizer)
                 if reduce_gradients is None and (network.device.is_cuda or cpu.kernels() is not None):
                     done = self._recorded_steps(data, index, optimizer, losses)
                 for s in range(done, S):
@@ -279,7 +282,6 @@ class StepPlan:
             return 0
         done, (key, held) = 0, self._key(data, N, optimizer)
         if key not in self._recordings and self.network.device.is_cuda and key not in self._warm:
-            self._compile_ahead(data, index[0], optimizer)
             # A first step as ever: state is made, and nothing of that may happen in a capture.
             losses[0] = self._step(self._parts(data, index[0]), N, optimizer)
             done, (key, held) = 1, self._key(data, N, optimizer)
@@ -298,8 +300,18 @@ class StepPlan:
         return S
 
     def _compile_ahead(self, data: tuple[Array, ...], rows: Array, optimizer: Optimizer) -> None:
-        """Compile all kernels of a step at once: it is done without launching one, on whatever is in the buffers."""
-        network, before = self.network, self.network.snapshot()
+        """Compile all kernels of a step at once: it is done without launching one, on whatever is in the buffers.
+
+        Layers, losses and optimizers of a user's own may do other things than launch kernels, and should not do them on
+        that: where there is one, kernels are compiled as they are needed.
+        """
+        network = self.network
+        kinds = [type(part) for part in (*all_layers(network.layers), network.loss, optimizer)]
+        key = (len(rows), *kinds, self._settings(optimizer), *((array.shape, array.dtype) for array in data))
+        if key in self._compiled or not all(kind.__module__.startswith("gpubp.") for kind in kinds):
+            return
+        self._compiled.add(key)
+        before = network.snapshot()
         try:
             with cuda.noted() as kernels, contextlib.suppress(Exception):  # the step itself tells what is wrong with it
                 self._gradients(self._parts(data, rows), len(rows), self._L)

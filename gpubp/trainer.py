@@ -48,7 +48,7 @@ class Trainer:
         order: An order provider (epoch, N) -> indices, in place of `shuffle` and `rng`.
         callbacks: Look on after each epoch; see `gpubp.callbacks.Callback`.
         reduce_gradients: Called with dL_dtheta before each update, to change it in place: the seam for data
-            parallelism.
+            parallelism. The rows of a stack may lie apart on a device, see `gpubp.parameters.ROW_BYTES`.
         progress: Whether to show a progress bar, on a terminal only.
         threads: How many CPU threads to use; None for `gpubp.cpu.threads`. Results repeat for the same number.
         resident: Whether examples on the host are moved to the CUDA device as a whole, rather than streamed in parts;
@@ -104,6 +104,9 @@ class Trainer:
     ) -> History:
         """Train for some epochs.
 
+        After an error in an epoch, whoever raised it, the weights and the optimizer's state are those from before the
+        epoch; with `EarlyStopping` the weights are the best ones. Where a device is lost they are lost with it.
+
         Args:
             X: (N, n_in), or (E, N, n_in) with other examples for each member of a stack; a NumPy array mapped from a
                 file is read minibatch by minibatch, and `RowsOf` stands for some of its rows.
@@ -121,9 +124,6 @@ class Trainer:
             TrainingDivergedError: The loss or a weight is no longer a finite number.
             OutOfDeviceMemoryError, DeviceError: The device has not the memory, or refused a call.
             DeviceLostError: The device failed; nothing can be computed on it before the process is restarted.
-
-            After an error in an epoch, whoever raised it, the weights and the optimizer's state are those from before
-            the epoch; with `EarlyStopping` the weights are the best ones. Where a device is lost they are lost too.
         """
         require_count(None, "epochs", epochs, least=0)
         if validation is not None and not (isinstance(validation, tuple | list) and len(validation) in (2, 3)):
@@ -202,9 +202,11 @@ class Trainer:
         except DeviceLostError:
             raise
         except Exception:
-            if network.device.is_cuda:  # steps may still be running on the plan's stream
-                network.device.module.cuda.Device().synchronize()
-            undo()
+            try:
+                if network.device.is_cuda:  # steps may still be running on the plan's stream
+                    network.device.module.cuda.Device().synchronize()
+            finally:
+                undo()
             raise
         network.epochs_trained += 1
         return measured

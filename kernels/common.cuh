@@ -1,4 +1,4 @@
-// What the kernels share: the index type, packs of 16 bytes, and sums over the rows of a block.
+// What the kernels share: the index type, packs of 16 bytes, sums over the rows of a block.
 #pragma once
 
 using Index = long long;  // 64 bits: E * N * n may exceed 2^31

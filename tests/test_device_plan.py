@@ -621,6 +621,41 @@ def test_the_kernels_of_a_step_are_compiled_together_before_the_first_is_launche
         assert len(compiled) == len(launched)  # none twice
 
 
+def test_a_layer_of_the_users_own_sees_no_memory_that_nobody_has_written(device):
+    class Watching(gpubp.Layer, register=False):
+        """X as it is; keeps the mean of all that it saw."""
+
+        seen = 0.0
+
+        def buffers(self, shape, xp=np):
+            return {"Y": Buffer(shape), "dL_dX": Buffer(shape)}
+
+        def forward(self, X, out=None, *, training=False, rng=None):
+            out = self._fresh(X) if out is None else out
+            Watching.seen = Watching.seen + X.mean()
+            return combine(out["Y"], 0.0, X, 1.0), {}
+
+        def backward(self, dL_dY, saved, out=None, *, input_gradient=True):
+            return combine(out["dL_dX"], 0.0, dL_dY, 1.0)
+
+    layers = [gpubp.Dense(6, 9), Watching(), gpubp.Dense(9, 3)]
+    net = gpubp.Network(layers, loss="squared_error", device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it asks for memory, and is not captured
+        gpubp.fit(net, *data()[:2], epochs=1, batch_size=16, progress=False)
+    assert np.isfinite(float(Watching.seen))
+
+
+def test_steps_of_one_kind_are_looked_at_once_for_their_kernels(fake_cupy, monkeypatch):
+    asked, inner = [], cuda.compile_ahead
+    monkeypatch.setattr(cuda, "compile_ahead", lambda kernels: asked.append(len(kernels)) or inner(kernels))
+    net = gpubp.mlp([6, 9, 3], device="cuda")
+    for _ in range(3):
+        gpubp.fit(net, *data()[:2], epochs=2, batch_size=16, optimizer=gpubp.Adam(), progress=False)
+    assert len(asked) == 2  # full batches, and the last one
+    assert min(asked) > 3
+
+
 def test_a_kernel_that_does_not_compile_ends_a_training_before_it_begins(fake_cupy, monkeypatch):
     net = gpubp.mlp([6, 9, 3], device="cuda")
     before, right = to_host(net.theta).copy(), cuda.source

@@ -141,15 +141,15 @@ class Table:
     def __init__(self, xp: Any, columns: int, dtype: Any) -> None:
         self._xp, self._numbers = xp, xp.zeros((MOST_STEPS, columns), dtype)
         self._rows = [self._numbers[s] for s in range(MOST_STEPS)]
-        self._there: Any = None  # as `set` was given them
+        self._there: Any = None  # as `set` last wrote them
 
     def set(self, numbers: Any) -> None:
         """Write a number, or a list with one for each column, to all rows; or an array of rows to the first ones."""
-        if np.array_equal(numbers, self._there):
-            return
         rows = slice(len(numbers) if isinstance(numbers, np.ndarray) else None)
-        self._numbers[rows] = self._xp.asarray(numbers, dtype=self._numbers.dtype)
-        self._there = numbers
+        numbers = np.array(numbers, self._numbers.dtype)
+        if not np.array_equal(numbers, self._there):
+            self._numbers[rows] = self._xp.asarray(numbers)
+            self._there = numbers
 
     def row(self, step: int) -> Array:
         """The numbers of a step after `set`, counted from 0; steps beyond the table take its last row."""

@@ -182,7 +182,7 @@ class Optimizer:
         if self._theta is not None:
             self._require_members(rates)
         if self._compiled is not None:
-            self._compiled.begin(rates, self._corrections(np.arange(self.steps, self.steps + max(1, count)) + 1))
+            self._compiled.begin(rates, self._corrections(self.steps + 1, max(1, count)))
         self.steps += count
 
     @property
@@ -333,8 +333,8 @@ class Optimizer:
         """
         return False
 
-    def _corrections(self, steps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
-        """What an update takes from the number of its step: a row for each of some steps (S,), counted from 1."""
+    def _corrections(self, first: int, count: int) -> np.ndarray[Any, Any] | None:
+        """What an update takes from the number of its step: a row for each of so many steps, counted from 1."""
         return None
 
     def _begin(self, step: int) -> None:
