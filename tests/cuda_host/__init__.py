@@ -1,4 +1,4 @@
-"""Runs CUDA kernels on the host: g++ compiles their source text behind ``cuda_host.h``.
+"""Runs CUDA kernels on the host: g++ compiles their source text behind ``cuda_names.h`` and ``cuda_host.h``.
 
 A kernel is named as in `cupy.RawModule`, ``"sum_partials<float>"``, and takes its arguments as CUDA's launch does:
 host arrays or addresses for pointers, NumPy scalars for the rest, each of exactly the size that the kernel declares.
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-HEADER = Path(__file__).with_name("cuda_host.h")
+HEADERS = [Path(__file__).with_name(name) for name in ("cuda_names.h", "cuda_host.h")]
 FLAGS = ("-std=c++17", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-variable")
 
 
@@ -38,7 +38,8 @@ def build(text: str, *flags: str) -> Path:
     Raises:
         CompileError: g++ does not accept it.
     """
-    header = _made(HEADER.read_text(), "cuda_host.h.gch", ("-x", "c++-header", *flags))  # parsed once for all kernels
+    text_of_header = "".join(header.read_text() for header in HEADERS)
+    header = _made(text_of_header, "cuda_host.h.gch", ("-x", "c++-header", *flags))  # parsed once for all kernels
     return _made(text, "program", ("-x", "c++", *flags, "-I", str(header.parent)))
 
 

@@ -8,100 +8,6 @@
 // thread of all blocks of a launch. Only barriers carry what one thread has seen to another, within a block: what two
 // threads write, or one writes and one reads, with no barrier between is a race, whoever came first. A shuffle and a
 // ballot are no such barriers, as CUDA promises no order of memory for them.
-#ifndef CUDA_HOST_H
-#define CUDA_HOST_H
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <ucontext.h>
-
-#include <cmath>
-#include <memory>
-#include <type_traits>
-#include <utility>
-#include <vector>
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
-#if defined(__SANITIZE_THREAD__)
-#include <linux/futex.h>
-#include <sanitizer/tsan_interface.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include <thread>
-#endif
-
-#define __global__
-#define __device__
-#define __host__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
-#if defined(__SANITIZE_THREAD__)
-#define __shared__ static thread_local  // each block runs in a thread of the host that is its own
-#define UNSEEN __attribute__((no_sanitize("thread")))
-#else
-#define __shared__ static
-#define UNSEEN
-#endif
-
-struct uint3 {
-    unsigned int x, y, z;
-};
-struct dim3 : uint3 {
-    dim3(unsigned int x = 1, unsigned int y = 1, unsigned int z = 1) : uint3{x, y, z} {}
-};
-static uint3 threadIdx, blockIdx;
-static dim3 blockDim, gridDim;
-constexpr int warpSize = 32;
-
-using std::abs;
-using std::erfc;
-using std::exp;
-using std::expm1;
-using std::fabs;
-using std::fma;
-using std::isfinite;
-using std::isnan;
-using std::log;
-using std::log1p;
-using std::pow;
-using std::sqrt;
-using std::tanh;
-
-template <typename A, typename B>
-constexpr std::common_type_t<A, B> min(A a, B b) {
-    return b < a ? b : a;
-}
-template <typename A, typename B>
-constexpr std::common_type_t<A, B> max(A a, B b) {
-    return a < b ? b : a;
-}
-
-struct alignas(16) float4 {
-    float x, y, z, w;
-};
-struct alignas(16) double2 {
-    double x, y;
-};
-struct alignas(16) longlong2 {
-    long long x, y;
-};
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline double2 make_double2(double x, double y) { return {x, y}; }
-inline longlong2 make_longlong2(long long x, long long y) { return {x, y}; }
-template <typename T>
-void __stwb(T* address, T value) {
-    *address = value;
-}
-inline unsigned int __umulhi(unsigned int a, unsigned int b) { return (unsigned int)(1ull * a * b >> 32); }
-inline int __popc(unsigned int bits) { return __builtin_popcount(bits); }
-inline float __uint_as_float(unsigned int bits) {
-    float number;
-    memcpy(&number, &bits, sizeof number);
-    return number;
-}
 
 namespace cuda_host {
 
@@ -117,7 +23,7 @@ struct Barrier {
 struct Fiber {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
-    void* clock;          // what ThreadSanitizer calls it
+    void* clock;          // what ThreadSanitizer knows it by
     unsigned int thread;  // the thread that it runs
     bool begun, ended;
     const Barrier* barrier;  // where it waits
@@ -132,14 +38,14 @@ __shared__ unsigned char shuffled[MOST_WARPS][WARP][8];
 __shared__ unsigned int line_up[MOST_THREADS], started, ended;
 
 #if defined(__SANITIZE_THREAD__)
-constexpr bool FIBERS_ARE_SHARED = false;  // by threads, of which one ends before the next one begins
-constexpr unsigned int MOST_FIBERS = 8000; // ThreadSanitizer has names for 8191 at once
+constexpr bool FIBERS_ARE_SHARED = false;   // by threads, of which one ends before the next one begins
+constexpr unsigned int MOST_FIBERS = 8000;  // ThreadSanitizer can tell 8191 from each other
 #else
 constexpr bool FIBERS_ARE_SHARED = true;
 constexpr unsigned int MOST_FIBERS = MOST_THREADS;
 #endif
 static Fiber all_fibers[MOST_FIBERS];
-static unsigned int taken;  // fibers, by blocks of this launch
+static unsigned int taken;  // fibers, by the blocks of this launch so far, each of which needs fibers of its own
 
 static unsigned int threads, order;
 constexpr int MOST_LINES = 5000;
@@ -161,7 +67,8 @@ static size_t scheduler_stack_bytes;
 #define ARRIVE(save, bottom, bytes) (void)0
 #endif
 
-// ThreadSanitizer must be told of it too, and of what happens before what.
+// ThreadSanitizer must be told of it too, and of what happens before what: whoever acquires a mark comes after all that
+// those who released it before have done.
 #if defined(__SANITIZE_THREAD__)
 static char end_mark;
 __shared__ char begin_mark;
@@ -187,7 +94,7 @@ UNSEEN inline unsigned int draw(unsigned int below) {
     return (drawn >> 33) % below;
 }
 
-// The numbers from 0 to `count` - 1, in the order of this launch.
+// All numbers below `count`, in the order of this launch.
 UNSEEN inline void arrange(unsigned int* numbers, unsigned int count) {
     for (unsigned int i = 0; i < count; ++i) numbers[i] = order == 1 ? count - 1 - i : i;
     for (unsigned int i = count; order > 1 && i > 1; --i) {
@@ -255,7 +162,7 @@ UNSEEN inline void begin(Fiber& fiber) {
 
 UNSEEN inline void wait(Barrier& barrier, int line, bool orders_memory) {
     if (orders_memory) reached[line % MOST_LINES] = true;
-    if (line == removed) return;
+    if (orders_memory && line == removed) return;
     if (barrier.arrived > 0 && barrier.line != line) error = "threads wait at two different barriers";
     barrier.line = line;
     current->barrier = &barrier;
@@ -324,9 +231,10 @@ UNSEEN inline void set_block(unsigned int block) {
     blockIdx = {block % gridDim.x, block / gridDim.x % gridDim.y, block / gridDim.x / gridDim.y};
 }
 
-// Run the blocks of these numbers one after the other.
+// Run the blocks of these numbers one after the other. ThreadSanitizer must not see that one waits for another, as it
+// would with a mutex or by joining the threads in turn.
 #if defined(__SANITIZE_THREAD__)
-UNSEEN inline void host_main(int* done) {  // ThreadSanitizer must not see that a block has waited for another
+UNSEEN inline void host_main(int* done) {
     scheduler_clock = __tsan_get_current_fiber();
     run_block();
     __atomic_store_n(done, 1, __ATOMIC_RELEASE);
@@ -432,5 +340,3 @@ UNSEEN inline unsigned int ballot(unsigned int mask, bool condition, int line) {
 #define __shfl_down_sync(mask, value, by) cuda_host::shuffle(mask, value, cuda_host::lane() + (by), __LINE__)
 #define __ballot_sync(mask, condition) cuda_host::ballot(mask, condition, __LINE__)
 #define __shfl_xor_sync(mask, value, by) cuda_host::shuffle(mask, value, cuda_host::lane() ^ (by), __LINE__)
-
-#endif

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -115,8 +115,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Make launches in a program of their own. It prints a line for each, with what came of it.
 
-    That is ``fine``, ``another result`` in one order than in the first one, ``race``, or another error. The exit code is
-    0 where all launches were fine.
+    That is ``fine``, ``another result`` in one order than in the first one, ``race``, or another error. The exit code
+    is 0 where all launches were fine.
 
     Args:
         launches: Of kernels of one source.

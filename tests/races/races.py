@@ -3,10 +3,10 @@
     python tests/races/races.py -j 2                # every kernel, in every type and width
     python tests/races/races.py --kernels softmax   # those of one file
 
-What ``tests/every_kernel.py`` launches is launched again, in several orders of threads and blocks, with shapes that make
-several blocks, warps and passes of each loop; ``cuda_host.h`` says what a race is. A launch must be free of races, and
-its results the same to the last bit in every order. Then each barrier that a kernel comes to is removed, one at a time
-and from that kernel alone: the ones of a header are removed from each kernel that uses it. A launch must race then. If
+What ``tests/every_kernel.py`` launches is launched again, in several orders of threads and blocks, with shapes that
+make several blocks, warps and passes of each loop; ``cuda_host.h`` says what a race is. A launch must be free of races,
+and its results the same to the last bit in every order. Then each barrier that a kernel comes to is removed, one at a
+time and from that kernel alone: one of a header is removed from each kernel that uses it. A launch must race then. If
 none does, the barrier must be in `EQUIVALENT`, which says why nothing could. The exit code is 1 where a launch was not
 fine, a barrier was not missed, no kernel came to it, or an entry of `EQUIVALENT` is stale.
 """
@@ -95,8 +95,8 @@ def filled(launch: Launch) -> Launch:
 def few(launches: Iterable[Launch], blocks: int) -> list[Launch]:
     """Of the launches of one kernel, one for each grid, with at most so many blocks.
 
-    Each block goes through loops more than once then, as kernels loop over what is beyond the grid. A launch that has no
-    more blocks anyway is there with fewer, too.
+    Each block goes through loops more than once then, as kernels loop over what is beyond the grid. A launch that has
+    no more blocks anyway is there with fewer, too.
     """
     chosen: dict[object, Launch] = {}
     for launch in launches:
@@ -204,13 +204,15 @@ def cases(launches: Iterable[Launch], each: bool = True, blocks: int = BLOCKS) -
     return made
 
 
-def never_met(examined: Iterable[Case]) -> list[str]:
-    """The barriers of these sources that no kernel came to."""
-    met, there = set(), set()
-    for case in examined:
-        there |= set(barriers_of(case.stem, case.source).values())
-        met |= {barrier for _, barrier in case.missed}
-    return [f"no kernel came to barrier {number} of {name}" for name, number in sorted(there - met)]
+def never_met(examined: Sequence[Case]) -> list[str]:
+    """The barriers of all sources that no kernel came to, and the entries of `EQUIVALENT` that name none."""
+    there = {barrier for case in examined for barrier in barriers_of(case.stem, case.source).values()}
+    met = {(kernel.partition("<")[0], *barrier) for case in examined for kernel, barrier in case.missed}
+    unmet = there - {(name, number) for _, name, number in met}
+    return [
+        *(f"no kernel came to barrier {number} of {name}" for name, number in sorted(unmet)),
+        *(f"EQUIVALENT is stale: {kernel} has no barrier {n} of {name}" for kernel, name, n in EQUIVALENT.keys() - met),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

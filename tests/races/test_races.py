@@ -134,9 +134,11 @@ def test_barriers_that_nobody_misses_are_told(
     launch = Launch(TWICE, "twice", (1, 1, 1), (64, 1), (np.ones(64, "float32"), np.int32(1)))
     monkeypatch.setattr(cuda, "kernel_directory", lambda: tmp_path)
     monkeypatch.setattr(races, "recorded", lambda: [launch])
-    monkeypatch.setattr(races, "EQUIVALENT", {("twice", "twice.cu", 1): "The second one is there."})
+    equivalent = {("twice", "twice.cu", 1): "The second one is there.", ("gone", "twice.cu", 1): "It was there."}
+    monkeypatch.setattr(races, "EQUIVALENT", equivalent)
     assert races.main([]) == 1
-    assert capsys.readouterr().out.splitlines()[-2:] == [
+    assert capsys.readouterr().out.splitlines()[-3:] == [
         "no race shows where twice lacks barrier 2 of twice.cu",
         "no kernel came to barrier 3 of twice.cu",
+        "EQUIVALENT is stale: gone has no barrier 1 of twice.cu",
     ]
