@@ -205,7 +205,7 @@ def cases(launches: Iterable[Launch], each: bool = True, blocks: int = BLOCKS) -
 
 
 def never_met(examined: Sequence[Case]) -> list[str]:
-    """The barriers that no kernel came to, and the entries of the list of equivalents that name none, in all sources."""
+    """The barriers of all sources that no kernel came to, and the entries of `EQUIVALENT` that name none."""
     there = {barrier for case in examined for barrier in barriers_of(case.stem, case.source).values()}
     met = {(kernel.partition("<")[0], *barrier) for case in examined for kernel, barrier in case.missed}
     unmet = there - {(name, number) for _, name, number in met}
