@@ -164,11 +164,11 @@ _compiled_kernels: dict[tuple[int, str, str], Any] = {}  # by device, source and
 def _compiled(device: int, stem: str, kernel: str) -> Any:
     cupy = _cupy()
     module = cupy.RawModule(code=source(stem), options=OPTIONS, name_expressions=(kernel,))
-    try:
-        with Device("cuda", device).activate():  # which tells a missing compiler
+    with Device("cuda", device).activate():  # which says what is missing, if it is the compiler
+        try:
             return module.get_function(kernel)
-    except cupy.cuda.compiler.CompileException as error:
-        raise DeviceError(f"kernel {kernel} of {stem}.cu does not compile on cuda:{device}: {error}") from error
+        except cupy.cuda.compiler.CompileException as error:
+            raise DeviceError(f"kernel {kernel} of {stem}.cu does not compile on cuda:{device}: {error}") from error
 
 
 def event() -> Any:
