@@ -231,36 +231,16 @@ UNSEEN inline void set_block(unsigned int block) {
     blockIdx = {block % gridDim.x, block / gridDim.x % gridDim.y, block / gridDim.x / gridDim.y};
 }
 
-// Run the blocks of these numbers one after the other. ThreadSanitizer must not see that one waits for another, as it
-// would with a mutex or by joining the threads in turn.
 #if defined(__SANITIZE_THREAD__)
-UNSEEN inline void host_main(int* done) {
+UNSEEN inline void host_main() {
     scheduler_clock = __tsan_get_current_fiber();
     run_block();
-    __atomic_store_n(done, 1, __ATOMIC_RELEASE);
-    syscall(SYS_futex, done, FUTEX_WAKE, 1);
 }
 
-UNSEEN inline void run_blocks(const std::vector<unsigned int>& blocks) {
-    std::vector<std::thread> hosts;
-    for (unsigned int block : blocks) {
-        if (error) break;
-        set_block(block);
-        int done = 0;
-        hosts.emplace_back(host_main, &done);
-        while (!__atomic_load_n(&done, __ATOMIC_ACQUIRE)) syscall(SYS_futex, &done, FUTEX_WAIT, 0, nullptr);
-    }
-    for (std::thread& host : hosts) host.join();
-    ACQUIRE(&end_mark);
-}
+// That its thread is waited for does not order a block before the next one: it has not acquired what its fibers did.
+inline void run_in_own_memory() { std::thread(host_main).join(); }
 #else
-inline void run_blocks(const std::vector<unsigned int>& blocks) {
-    for (unsigned int block : blocks) {
-        if (error) break;
-        set_block(block);
-        run_block();
-    }
-}
+inline void run_in_own_memory() { run_block(); }
 #endif
 
 template <typename... Parameters, size_t... I>
@@ -300,7 +280,12 @@ UNSEEN const char* launch(void (*kernel)(Parameters...), const unsigned int* gri
     taken = 0;
     std::vector<unsigned int> blocks(1ull * gridDim.x * gridDim.y * gridDim.z);
     arrange(blocks.data(), (unsigned int)blocks.size());
-    run_blocks(blocks);
+    for (unsigned int block : blocks) {
+        set_block(block);
+        run_in_own_memory();
+        if (error) break;
+    }
+    ACQUIRE(&end_mark);
     return error;
 }
 

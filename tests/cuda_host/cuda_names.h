@@ -15,10 +15,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 #if defined(__SANITIZE_THREAD__)
-#include <linux/futex.h>
 #include <sanitizer/tsan_interface.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <thread>
 #endif

@@ -99,6 +99,7 @@ BODIES = {
     "s[t] = *x; __ballot_sync(0xffffffff, true); *x = s[t ^ 1];": "race",
     # Blocks have shared memory of their own, and nothing else.
     "s[t] = *x; if (t == 0) X[0] = s[0];": "race",
+    "s[t] = *x; __syncthreads(); if (t == 0) X[0] = s[1];": "race",
     "s[t] = *x; if (t == 0) *x = s[0] + X[64 - 64 * blockIdx.x];": "race",
 }
 """What 2 blocks of 64 threads do, each thread with its number and its place in X, and what comes of it."""
