@@ -109,20 +109,34 @@ class Run:
         if not self.path.exists():
             return
         try:
-            self.found = json.loads(self.path.read_text(encoding="utf-8"))
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            rows = found.get("stages", {}).values()
+            if not all({"verdict", "finished"} <= row.keys() for row in rows):
+                raise AttributeError("a stage without an end")
+        except OSError as error:
+            raise DataError(f"{self.path} can't be read ({error}): choose another --out") from error
         except ValueError as error:
             raise DataError(f"{self.path} is no JSON ({error}): choose another --out") from error
+        except AttributeError as error:
+            raise DataError(f"{self.path} is not of this program ({error}): choose another --out") from error
+        self.found = found
         if self.found.get("pretend", False) != self.pretend:
             raise DataError(f"{self.path} is {'not ' if self.pretend else ''}of --pretend: choose another --out")
 
     def save(self) -> None:
         """Write the results and the page."""
         Results(self.found).save(self.path)
+        (self.out / "report.md").write_text(self._text("page", gpu_report.page), encoding="utf-8")
+
+    def summary(self) -> str:
+        """The stages and the criteria."""
+        return self._text("summary", lambda found: "\n".join(gpu_report.summary(found)))
+
+    def _text(self, what: str, text: Callable[[dict[str, Any]], str]) -> str:
         try:
-            page = gpu_report.page(self.found)
+            return text(self.found)
         except Exception as error:  # the figures count: no stage is lost for a page about another
-            page = f"There is no page: {type(error).__name__}: {error}\n"
-        (self.out / "report.md").write_text(page, encoding="utf-8")
+            return f"There is no {what}: {type(error).__name__}: {error}\n"
 
     def run(self, command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> Outcome:
         """Run a command with its output in the log, for so long at most.

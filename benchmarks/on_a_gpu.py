@@ -52,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stages.do(chosen.do, chosen.pretend, chosen.seconds, here.path)
         return 0
     budget = running.Budget(60 * chosen.minutes)
-    here.out.mkdir(parents=True, exist_ok=True)
+    try:
+        here.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {chosen.out}: {error.strerror}")
     try:
         here.load()
         for name in only if chosen.only is not None else ():  # anew
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     here.save()
     print("\n" + (here.out / "report.md").read_text(encoding="utf-8"))
-    print("\n".join(report.summary(here.found)))  # whoever sees the end alone sees this
+    print(here.summary())  # whoever sees the end alone sees this
     return 0
 
 

@@ -62,7 +62,8 @@ class Network:
     Attributes:
         layers: The layers that the user gave.
         loss: The loss.
-        theta: All parameters: (P,), or (E, P) with one member a row.
+        theta: All parameters: (P,), or (E, P) with one member a row. On a device such rows may lie apart, so that
+            ``theta.reshape(-1)`` is a copy there: change theta itself, or a row of it.
         dL_dtheta: The gradient that the last backward wrote; the shape of theta.
         n_in, n_out: Widths of the input and the output.
 

@@ -330,6 +330,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="TRAINING", help=f"of: {', '.join(SESSIONS)}")
     parser.add_argument("--every", type=int, default=1, help="try every so many-th call only")
     options = parser.parse_args(arguments)
+    if unknown := [name for name in options.names if name not in SESSIONS]:
+        parser.error(f"there is no training {', '.join(unknown)}")
+    if options.every < 1:
+        parser.error("--every: a positive number is needed")
     campaign = Campaign()
     for name in options.names or SESSIONS:
         calls, *_ = campaign.known(name)

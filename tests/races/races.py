@@ -221,6 +221,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kernels", nargs="+", default=(), metavar="STEM", help="files of kernels/, without .cu")
     parser.add_argument("-j", type=int, default=os.cpu_count() or 1, dest="processes", help="sources at a time")
     options = parser.parse_args(arguments)
+    if unknown := [stem for stem in options.kernels if not (cuda.kernel_directory() / f"{stem}.cu").is_file()]:
+        parser.error(f"there is no kernels/{unknown[0]}.cu")
+    if options.processes < 1:
+        parser.error("-j: a positive number is needed")
     began, faults = time.perf_counter(), []
     print(f"{'source':<14}{'kernels':>9}{'launches':>10}{'removed':>9}{'found':>7}{'equivalent':>12}{'seconds':>9}")
     rows, every = [], cases(recorded())
