@@ -51,9 +51,9 @@ class Adam(Optimizer):
 
     def _corrections(self, first: int, count: int) -> np.ndarray[Any, Any]:
         """(count, 2): what the rate and what epsilon are multiplied by, with M and V in place of M_hat and V_hat."""
-        t: Any = first if count == 1 else np.arange(first, first + count)  # a plain number takes a tenth of the time
-        root = (1 - self.beta2**t) ** 0.5  # of V_hat: numerator and denominator are both multiplied by it
-        return np.array([root / (1 - self.beta1**t), root]).T.reshape(count, 2)
+        t = np.arange(first, first + count)  # an array of one too, so that a step has the same bits in every launch
+        root = np.sqrt(1 - self.beta2**t)  # of V_hat: numerator and denominator are both multiplied by it
+        return np.array([root / (1 - self.beta1**t), root]).T
 
     def _begin(self, step: int) -> None:
         self._rate_correction, self._epsilon_correction = self._corrections(step, 1)[0].tolist()
