@@ -62,13 +62,18 @@ class Step:
         self._index = gpubp.to_device(order.reshape(steps, cell.batch), cell.device)  # of the steps of an epoch
         self._rows = Around(self._index)
         self._slices = cycle([slice(k * cell.batch, (k + 1) * cell.batch) for k in range(steps)])
+
+        def step() -> Any:
+            """A step that shows its gradients to somebody runs call by call, never as a program."""
+            return self._plan.steps(X, T, None, self._index[:1], self.optimizer, reduce_gradients=lambda _: None)
+
+        step()  # on a device the first one is looked at for its kernels before
         with (
             cpu.recorded() as lines,
             recorded(gemm, "matmul") as self.products,
             recorded(plan, "gather") as self.gathers,
         ):
-            # A step that shows its gradients to somebody runs call by call, never as a program.
-            first = self._plan.steps(X, T, None, self._index[:1], self.optimizer, reduce_gradients=lambda _: None)
+            first = step()
         self._loss = first[-1]
         self._nanoseconds = sum(line.nanoseconds for line in lines)
         needed = sum(cost.flops for cost in self.costs if cost.name.endswith("matmul"))
