@@ -47,7 +47,6 @@ class Adam(Optimizer):
         self.beta1 = require_in(self, "beta1", beta1, "[0, 1)")
         self.beta2 = require_in(self, "beta2", beta2, "[0, 1)")
         self.epsilon = require_positive(self, "epsilon", epsilon)
-        self._begin(1)
 
     def _corrections(self, first: int, count: int) -> np.ndarray[Any, Any]:
         """(count, 2): what the rate and what epsilon are multiplied by, with M and V in place of M_hat and V_hat."""

@@ -54,7 +54,7 @@ SUITES = {  # pattern of files: the suites to run, the one that is expected to k
     "layers/*.py": "cost rules layers embedding residual network plan devices",
     "losses/*.py": "cost losses losses_edges rules network plan devices",
     "optimizers/*.py": "cost optimizers optimizers_settings optimizers_kernels trainer devices",
-    "parameters.py": "network layers",
+    "parameters.py": "parameters network layers",
     "schedules.py": "schedules optimizers_settings",
     "settings.py": "settings",
     "lbfgs.py": "lbfgs",
