@@ -111,7 +111,7 @@ def test_an_epoch_makes_no_events_and_none_has_a_clock(resident: bool, monkeypat
         waited.clear()
         with fake.installed():
             fitted(epochs=epochs, resident=resident)
-        assert not any(event.is_timed for event in waited)
+        assert not any(event._is_timed for event in waited)
         counts.append(len({*map(id, waited)}))
     assert counts[0] == counts[1] <= 6  # of the plan one, of the trainer two; of the streamed examples four
 

@@ -419,7 +419,7 @@ class Event:
 
     def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
         machine.call("event")
-        self.is_timed = not disable_timing
+        self._is_timed = not disable_timing
         self._be_at(machine.default, 0)
 
     @classmethod
