@@ -76,9 +76,9 @@ __global__ void __launch_bounds__(MAX_THREADS, RESIDENT)
                         const T* saved,   // (E, N, n); Y, or Z + b where the derivative needs that
                         T* dL_dZ,         // (E, N, n); may be dL_dY
                         T* partial_sums,  // (E, C, n), members sums_stride apart; null: no sums
-                        Index E, Index N, Index n, Index joined, Index C, Index chunk, Index sums_stride, T parameter) {
+                        Index E, Index N, Index n, Index joined, Index C, Index sums_stride, T parameter) {
     ActivationBackward<Activation, W> g = {Activation(parameter), dL_dY, saved, dL_dZ, {}, {}};
-    sum_bands<W>(g, partial_sums, E, N, n, joined, C, chunk, sums_stride);
+    sum_bands<W>(g, partial_sums, E, N, n, joined, C, sums_stride);
 }
 
 template <typename T>

@@ -15,9 +15,8 @@
 
 // Two sums over the rows of each chunk: g.begin(e, left), g.read for a row, g.add onto both.
 template <int W, typename T, typename Function>
-__device__ void sum_pairs(Function& g, T* partial_sums /* (E, C, 2, n) */, Index E, Index N, Index n, Index C,
-                          Index chunk /* rows of each of the C */) {
-    const Index width = Index(blockDim.x) * PACK<T>, down = blockDim.y;
+__device__ void sum_pairs(Function& g, T* partial_sums /* (E, C, 2, n) */, Index E, Index N, Index n, Index C) {
+    const Index width = Index(blockDim.x) * PACK<T>, chunk = (N + C - 1) / C, down = blockDim.y;
     for (Index e = blockIdx.z; e < E; e += gridDim.z) {
         for (Index c = blockIdx.y; c < C; c += gridDim.y) {
             const Index first = e * N + c * chunk, last = min((e + 1) * N, first + chunk);
@@ -72,9 +71,9 @@ template <typename T, int W>
 __global__ void __launch_bounds__(MAX_THREADS, RESIDENT)
     batch_sums(const T* X,       // (E, N, n)
                T* partial_sums,  // (E, C, 2, n)
-               Index E, Index N, Index n, Index C, Index chunk) {
+               Index E, Index N, Index n, Index C) {
     Deviations<T, W> g = {X, N, n, {}, {}};
-    if (N > 0) sum_pairs<W>(g, partial_sums, E, N, n, C, chunk);
+    if (N > 0) sum_pairs<W>(g, partial_sums, E, N, n, C);
 }
 
 template <typename T>
@@ -179,9 +178,9 @@ __global__ void __launch_bounds__(MAX_THREADS, RESIDENT)
                         const T* X,      // (E, N, n)
                         const T* mean, const T* r,
                         T* partial_sums,  // (E, C, 2, n)
-                        Index E, Index N, Index n, Index C, Index chunk, Index mean_stride, Index r_stride) {
+                        Index E, Index N, Index n, Index C, Index mean_stride, Index r_stride) {
     GradientSums<T, W> g = {dL_dY, X, mean, r, n, mean_stride, r_stride, {}, {}, {}, {}};
-    sum_pairs<W>(g, partial_sums, E, N, n, C, chunk);
+    sum_pairs<W>(g, partial_sums, E, N, n, C);
 }
 
 template <typename T>

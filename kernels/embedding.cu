@@ -41,14 +41,12 @@ __global__ void __launch_bounds__(MAX_THREADS)
                     const T* X,       // (E, N, n_in), or (N, n_in)
                     T* partial_sums,  // (E, chunks, C, width), members sums_stride apart
                     Index E, Index N, Index n_in, Index n_out, Index column, Index start, Index X_stride, Index C,
-                    Index width, Index chunks,
-                    Index chunk_rows,  // of each of them
-                    Index sums_stride) {
+                    Index width, Index chunks, Index sums_stride) {
     constexpr int WARP = 32;
     __shared__ Index examples[MAX_THREADS];
     __shared__ int categories[MAX_THREADS], found[MAX_THREADS / WARP];
     const int thread = threadIdx.y * blockDim.x + threadIdx.x, warp = thread / WARP, lane = thread % WARP;
-    const Index first = blockIdx.x * Index(blockDim.y);
+    const Index first = blockIdx.x * Index(blockDim.y), chunk_rows = (N + chunks - 1) / chunks;
     for (Index e = blockIdx.z; e < E; e += gridDim.z) {
         for (Index chunk = blockIdx.y; chunk < chunks; chunk += gridDim.y) {
             const Index end = min(N, (chunk + 1) * chunk_rows);

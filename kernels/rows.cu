@@ -56,9 +56,9 @@ template <typename T, int W>
 __global__ void __launch_bounds__(MAX_THREADS, RESIDENT)
     column_sum(const T* X,       // (E, N, n)
                T* partial_sums,  // (E, C, n), members sums_stride apart
-               Index E, Index N, Index n, Index joined, Index C, Index chunk, Index sums_stride) {
+               Index E, Index N, Index n, Index joined, Index C, Index sums_stride) {
     ColumnSum<T, W> g = {X, {}};
-    sum_bands<W>(g, partial_sums, E, N, n, joined, C, chunk, sums_stride);
+    sum_bands<W>(g, partial_sums, E, N, n, joined, C, sums_stride);
 }
 
 template <typename T, int W>
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(MAX_THREADS, RESIDENT)
     product_sum(const T* A,       // (E, N, n)
                 const T* B,       // (E, N, n), or (N, n) for B_back = N * n: how far each member goes back in it
                 T* partial_sums,  // (E, C, n), members sums_stride apart
-                Index E, Index N, Index n, Index joined, Index C, Index chunk, Index sums_stride, Index B_back) {
+                Index E, Index N, Index n, Index joined, Index C, Index sums_stride, Index B_back) {
     ProductSum<T, W> g = {A, B, B_back, 0, {}, {}};
-    sum_bands<W>(g, partial_sums, E, N, n, joined, C, chunk, sums_stride);
+    sum_bands<W>(g, partial_sums, E, N, n, joined, C, sums_stride);
 }

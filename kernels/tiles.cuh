@@ -127,10 +127,9 @@ __device__ void sum_over_tile(T (&sum)[PACK<T>], Index n, Index joined) {
 template <int W, typename T, typename Function>
 __device__ void sum_bands(Function& g,
                           T* partial_sums,  // (E, C, n), members sums_stride apart; null: no sums
-                          Index E, Index N, Index n, Index joined, Index C,
-                          Index chunk,  // numbers of each of the C, whole bands
-                          Index sums_stride) {
+                          Index E, Index N, Index n, Index joined, Index C, Index sums_stride) {
     const Index length = joined * n, width = Index(blockDim.x) * PACK<T>, step = blockDim.y * length;
+    const Index bands = (N + joined - 1) / joined, chunk = (bands + C - 1) / C * length;
     for (Index e = blockIdx.z; e < E; e += gridDim.z) {
         g.member(e);
         for (Index c = blockIdx.y; c < C; c += gridDim.y) {

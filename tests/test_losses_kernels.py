@@ -21,7 +21,6 @@ from gpubp import compiled, cuda, cuda_kernels
 from gpubp.backend import to_host
 from gpubp.cuda_kernels import losses as launches
 from gpubp.cuda_kernels import penalty as penalty_launches
-from gpubp.cuda_kernels import tiles
 from gpubp.errors import DeviceError, ShapeError
 from gpubp.losses.penalty import add_l2
 
@@ -508,7 +507,7 @@ def test_launch_shapes_are_within_the_limits(N: int, K: int, members: int) -> No
     C = launches.chunks(members, -(-N // height), N)
     assert 1 <= C <= min(N, launches.BLOCKS)
     for W in (1, 2, 4):
-        chunk = tiles.chunk_of(N, C, W)
+        chunk = launches.chunk_of(N, C, W)
         assert chunk % W == 0
         assert chunk * C >= N > (chunk - W) * C
     *lead_, C = penalty_launches.partial_sums_shape((members, K))

@@ -214,7 +214,7 @@ def test_any_grid_is_enough(monkeypatch):
 
 
 FAULTS = [
-    "min((e + 1) * N, first + chunk) -> min((e + 1) * N, first + chunk - 1)",
+    "chunk = (N + C - 1) / C -> chunk = N / C",
     "first = e * N + c * chunk -> first = c * chunk",
     "if (row + u * down < last) g.add -> g.add",
     "sum_over_tile<W>(other, n, 1); -> ",

@@ -30,7 +30,6 @@ from gpubp.cuda_kernels.tiles import (
     WARP,
     are_aligned,
     blocks_down,
-    chunk_of,
     tiles,
 )
 from gpubp.errors import ShapeError
@@ -195,14 +194,14 @@ class _Launch:
         self, stem: str, kernel: str, arrays: tuple[Any, ...], out: Array | None, partial: Any, more: tuple[Any, ...]
     ) -> None:
         """Launch a kernel that sums each chunk's columns, then add the chunks up; without `out`, nothing is summed."""
-        joined = self.tiles.joined
-        bands = -(-self.rows // joined)
-        C = blocks_down(bands, self.tiles.height, self.E * self.tiles.across) if out is None else chunks(self.shape)
+        if out is None:
+            C = blocks_down(-(-self.rows // self.tiles.joined), self.tiles.height, self.E * self.tiles.across)
+        else:
+            C = chunks(self.shape)
         # A single chunk has nothing to add up: its sum goes to `out` at once.
         sums = out if out is None or C == 1 else partial  # (..., C, n)
         stride = member_stride(out) if C == 1 else C * self.columns
-        chunk = chunk_of(bands, C) * joined * self.columns
-        sizes = (self.E, self.rows, self.columns, joined, C, chunk, stride)
+        sizes = (self.E, self.rows, self.columns, self.tiles.joined, C, stride)
         grid = self._grid(min(C, GRID_LIMIT))
         cuda.launch(stem, kernel, grid, self.tiles.block, (*arrays, pointer(sums), *sizes, *more))
         if out is not None and C > 1:

@@ -10,7 +10,7 @@ from gpubp.backend import Array
 from gpubp.cuda_kernels.activation import _Launch
 from gpubp.cuda_kernels.elementwise import are_plain
 from gpubp.cuda_kernels.memory import GRID_LIMIT, c_type, is_rows_contiguous, member_stride
-from gpubp.cuda_kernels.tiles import BLOCK_THREADS, BLOCKS, WARP, chunk_of, pack_width, row_tiles
+from gpubp.cuda_kernels.tiles import BLOCK_THREADS, BLOCKS, WARP, pack_width, row_tiles
 
 ROWS_PER_THREAD = 8
 """Rows that a thread walks at least before a sum is split into one more chunk."""
@@ -50,7 +50,7 @@ def statistics(
     (E, N, n), C, scalar = _sizes(X), chunks(X.shape), X.dtype.type
     if not E * n:
         return
-    _sum("batch_sums", (X,), (partial_sums, E, N, n, C, chunk_of(N, C)))
+    _sum("batch_sums", (X,), (partial_sums, E, N, n, C))
     rows = (mean, r, running_mean, running_variance)
     strides = map(member_stride, rows)
     numbers = (scalar(momentum), scalar(epsilon))
@@ -73,8 +73,7 @@ def gradients(
     (E, N, n), C = _sizes(X), chunks(X.shape)
     if not E * n:
         return
-    sizes = (E, N, n, C, chunk_of(N, C), member_stride(mean), member_stride(r))
-    _sum("batch_gradient_sums", (dL_dY, X), (mean, r, partial_sums, *sizes))
+    _sum("batch_gradient_sums", (dL_dY, X), (mean, r, partial_sums, E, N, n, C, member_stride(mean), member_stride(r)))
     strides = member_stride(dL_dgamma), member_stride(dL_dbeta)
     _finish("batch_gradients", X, (partial_sums, dL_dgamma, dL_dbeta, *strides, E, n, C))
 

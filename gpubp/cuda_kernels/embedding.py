@@ -8,7 +8,7 @@ from typing import Any
 from gpubp import cuda
 from gpubp.backend import Array, array_module
 from gpubp.cuda_kernels.memory import GRID_LIMIT, c_type, check_written, checked, readable
-from gpubp.cuda_kernels.tiles import BLOCK_THREADS, BLOCKS, WARP, chunk_of
+from gpubp.cuda_kernels.tiles import BLOCK_THREADS, BLOCKS, WARP
 from gpubp.errors import ShapeError
 
 
@@ -58,7 +58,7 @@ def lookup_backward(dL_dY: Array, start: int, X: Array, column: int, dL_dW: Arra
     sums, sums_stride = (dL_dW, stride) if count == 1 else (partial_sums, count * C * width)
     block = _block(width)
     grid = -(-C // block[1]), min(count, GRID_LIMIT), min(E, GRID_LIMIT)
-    sizes = (*_sizes(X, dL_dY, column, start), C, width, count, chunk_of(dL_dY.shape[-2], count), sums_stride)
+    sizes = (*_sizes(X, dL_dY, column, start), C, width, count, sums_stride)
     cuda.launch("embedding", _kernel("lookup_backward", dL_dY), grid, block, (dL_dY, X, sums, *sizes))
     if count > 1:
         across = min(WARP, 1 << (C * width - 1).bit_length())

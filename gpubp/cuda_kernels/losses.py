@@ -10,7 +10,7 @@ import numpy as np
 from gpubp import cuda
 from gpubp.backend import Array, array_module
 from gpubp.cuda_kernels.memory import GRID_LIMIT, c_type, check_written, pointer, readable
-from gpubp.cuda_kernels.tiles import BLOCK_THREADS, BLOCKS, WARP, chunk_of, pack_width
+from gpubp.cuda_kernels.tiles import BLOCK_THREADS, BLOCKS, WARP, pack_width
 from gpubp.errors import ShapeError
 
 BLOCK_CLASSES = 2048
@@ -43,6 +43,11 @@ def chunks(members: int, blocks: int, most: int) -> int:
         most: Chunks that there is space for, for one member.
     """
     return max(1, min(blocks, BLOCKS // max(1, members), most))
+
+
+def chunk_of(size: int, C: int, W: int = 1) -> int:
+    """How many of `size` numbers each of C chunks has: whole packs of W."""
+    return -(-size // (C * W)) * W
 
 
 def softmax_cross_entropy(
@@ -99,8 +104,8 @@ def elementwise_loss(
         Y: (..., N, K).
         T: (N, M) or (..., N, M), where K is a multiple of M: output k has the target ``k % M``.
         sample_weight: (N,) or (..., N); None for none.
-        settings: The functor's parameters; the first one for each output, or each of K / M equal parts of a row,
-            instead of one for all, or None; K / M; and whether a NaN among the targets costs nothing.
+        settings: The functor's parameters; the first one for each output or each K / M of them, instead of one for
+            all, or None; K / M; and whether a NaN among the targets costs nothing.
         out: As for `softmax_cross_entropy`.
 
     Returns:

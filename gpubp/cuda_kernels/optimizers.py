@@ -9,9 +9,9 @@ import numpy as np
 
 from gpubp import cuda
 from gpubp.backend import Array, array_module
-from gpubp.cuda_kernels.losses import chunks
+from gpubp.cuda_kernels.losses import chunk_of, chunks
 from gpubp.cuda_kernels.memory import C_TYPES, GRID_LIMIT, are_rows_in_order, member_stride, pointer
-from gpubp.cuda_kernels.tiles import BLOCK_THREADS, PACK_BYTES, WARP, chunk_of, pack_width
+from gpubp.cuda_kernels.tiles import BLOCK_THREADS, PACK_BYTES, WARP, pack_width
 
 BLOCKS = 1024
 """Blocks along the rows and over the members together after which a thread takes more than one pack: about as many as

@@ -6,7 +6,7 @@ import math
 
 from gpubp import cuda
 from gpubp.backend import Array, array_module
-from gpubp.cuda_kernels.losses import add_up, chunks
+from gpubp.cuda_kernels.losses import add_up, chunk_of, chunks
 from gpubp.cuda_kernels.memory import (
     GRID_LIMIT,
     c_type,
@@ -17,7 +17,7 @@ from gpubp.cuda_kernels.memory import (
     pointer,
     rows_contiguous,
 )
-from gpubp.cuda_kernels.tiles import BLOCK_THREADS, chunk_of, pack_width
+from gpubp.cuda_kernels.tiles import BLOCK_THREADS, pack_width
 from gpubp.errors import ShapeError
 
 WEIGHTS_PER_THREAD = 8

@@ -58,11 +58,6 @@ def blocks_down(bands: int, height: int, others: int) -> int:
     return min(GRID_LIMIT, max(1, min(blocks, max(BLOCKS // max(1, others), -(-blocks // IN_FLIGHT)))))
 
 
-def chunk_of(size: int, C: int, W: int = 1) -> int:
-    """How many of `size` numbers each of C chunks has: whole packs of W."""
-    return -(-size // (C * W)) * W
-
-
 def pack_width(*arrays: Array, step: int = 0) -> int:
     """How many numbers of a dtype a thread reads at once: what the kernels call W.
 
