@@ -185,5 +185,6 @@ class Dense(Layer):
         # (E, N, n_out) @ (E, n_out, n_in) -> (E, N, n_in), and its sum is (N, n_in)
         of_members = gemm.matmul(dL_dY, W.mT, out["dL_dX_of_members"], precision=precision)
         dL_dX = out["dL_dX"]
-        rows.column_sum(of_members.reshape(len(of_members), -1), dL_dX.reshape(-1), out["dL_dX_partial_sums"])
+        flat = of_members.reshape(len(of_members), dL_dX.size)
+        rows.column_sum(flat, dL_dX.reshape(dL_dX.size), out["dL_dX_partial_sums"])
         return dL_dX
